@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * natten.h - neighborhood attention in C
+ *
+ * Neighborhood attention is softmax attention in which every token of a 1-D, 2-D or 3-D map attends
+ * to the window of tokens around it (Hassani et al., "Neighborhood Attention Transformer", CVPR
+ * 2023; dilation: Hassani and Shi, "Dilated Neighborhood Attention Transformer", 2022; stride:
+ * Hassani et al., "Generalized Neighborhood Attention", 2025). At the borders the window is shifted
+ * inside, never cut.
+ *
+ * How it is used:
+ *
+ *     natten_problem problem;
+ *     natten_problem_init(&problem, NATTEN_FORWARD, NATTEN_F32, 2);
+ *     ...fill in extents, window, heads...
+ *     natten_problem_pack(&problem, NATTEN_HEADS_LAST);
+ *     natten_run run = {.data = {[NATTEN_QUERY] = q, [NATTEN_KEY] = k, [NATTEN_VALUE] = v,
+ * [NATTEN_OUT] = o}}; if (natten_compute(&problem, &run) != NATTEN_OK) puts(natten_last_error());
+ *
+ * A problem says what is computed: sizes, windows, strides in memory, never addresses. A plan is a
+ * problem for which a kernel was found; all that can be wrong with the sizes is found out while
+ * planning. A run is a set of addresses. natten_compute keeps a table of plans; natten_plan_create
+ * makes one by hand.
+ *
+ * Every function may be called from several threads at once. No function ends the process or
+ * prints. A function that fails says why in natten_last_error(); it has then written to no output
+ * tensor.
+ */
+#ifndef NATTEN_H
+#define NATTEN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define NATTEN_API __declspec(dllexport)
+#else
+#define NATTEN_API __attribute__((visibility("default")))
+#endif
+
+#define NATTEN_VERSION "0.18.0"
+
+/* The version of the library that is loaded, for example "0.18.0". */
+NATTEN_API const char *natten_version(void);
+
+/* ----------------------------------------------------------------------------------------------
+ * errors */
+
+typedef enum natten_status {
+    NATTEN_OK = 0,
+    NATTEN_ERROR_ARGUMENT = 1, /* a value is wrong; the text names it, the axis and the numbers */
+    NATTEN_ERROR_UNSUPPORTED = 2, /* no kernel does this; the text holds every kernel's reason */
+    NATTEN_ERROR_MEMORY = 3,      /* memory could not be had */
+    NATTEN_ERROR_DEVICE = 4       /* the device or its driver reported a fault */
+} natten_status;
+
+/* What went wrong in this thread's latest failed call: one sentence, never NULL, valid until the
+ * thread's next call into the library. */
+NATTEN_API const char *natten_last_error(void);
+
+/* ---------------------------------------------------------------------------------------------
+ * problem */
+
+/* What is computed. W is the number of tokens in a window (the product of the axes' windows), N the
+ * number of additional tokens, w runs over both: 0 <= w < W + N. */
+typedef enum natten_op {
+    /* out = sum_w p_w value_w, p = softmax_w(scale * query . key_w + rpb_w); lse = ln sum_w
+       exp(...) */
+    NATTEN_FORWARD = 0,
+    /* gradients of FORWARD with respect to every input, from d_out and, if given, d_lse; needs out,
+       lse */
+    NATTEN_BACKWARD = 1,
+    /* attn_w = scale * query . key_w + rpb_w; slots a causal mask forbids hold -infinity */
+    NATTEN_QK = 2,
+    /* d_query, d_key, d_rpb, d_additional_key from d_attn; forbidden slots of d_attn are not read
+     */
+    NATTEN_QK_BACKWARD = 3,
+    /* out = sum_w attn_w value_w, no softmax; forbidden slots of attn are not read */
+    NATTEN_AV = 4,
+    /* d_attn (forbidden slots hold 0), d_value, d_additional_value from d_out */
+    NATTEN_AV_BACKWARD = 5,
+    NATTEN_OPS = 6
+} natten_op;
+
+/* The element type of every tensor except lse and d_lse, which are float32, or float64 for float64.
+ * Sums and softmax are taken in float32 (float64 for float64). */
+typedef enum natten_dtype {
+    NATTEN_F32 = 0,
+    NATTEN_F64 = 1,
+    NATTEN_F16 = 2,  /* IEEE 754 binary16 */
+    NATTEN_BF16 = 3, /* the upper half of a float32 */
+    NATTEN_DTYPES = 4
+} natten_dtype;
+
+typedef enum natten_device { NATTEN_CPU = 0, NATTEN_CUDA = 1 } natten_device;
+
+/* The part a tensor plays. Shapes are written heads-last; memory order is the layout's business.
+ * B batch, Q query extents, S key extents, Hq heads, Hk kv_heads, D head_dim, E value_dim. */
+typedef enum natten_role {
+    NATTEN_QUERY = 0, /* [B, Q..., Hq, D] */
+    NATTEN_KEY = 1,   /* [B, S..., Hk, D] */
+    NATTEN_VALUE = 2, /* [B, S..., Hk, E] */
+    NATTEN_OUT = 3,   /* [B, Q..., Hq, E] */
+    NATTEN_LSE = 4,   /* [B, Q..., Hq], natural logarithm */
+    NATTEN_ATTN = 5,  /* [B, Q..., Hq, W + N]; W row-major over the window, first key first */
+    NATTEN_RPB = 6,   /* [Hq, 2K-1 for each axis], relative position bias; entry (key - query) /
+                         dilation + K-1 */
+    NATTEN_ADDITIONAL_KEY = 7,   /* [B, N, Hk, D]: tokens that every query attends to */
+    NATTEN_ADDITIONAL_VALUE = 8, /* [B, N, Hk, E] */
+    NATTEN_D_QUERY = 9,          /* the gradients, shaped like what they belong to */
+    NATTEN_D_KEY = 10,
+    NATTEN_D_VALUE = 11,
+    NATTEN_D_OUT = 12,
+    NATTEN_D_LSE = 13,
+    NATTEN_D_ATTN = 14,
+    NATTEN_D_RPB = 15,
+    NATTEN_D_ADDITIONAL_KEY = 16,
+    NATTEN_D_ADDITIONAL_VALUE = 17,
+    NATTEN_ROLES = 18
+} natten_role;
+
+/* A role as a member of a set: problem.roles |= natten_bit(NATTEN_LSE). */
+static inline uint64_t natten_bit(natten_role role) { return (uint64_t)1 << role; }
+
+/* One axis of the map. A problem usually holds a whole map: query_extent = key_extent =
+ * global_extent, origins 0. It may also hold a block of queries and the block of keys around it,
+ * cut from a larger map: the origins then say where the blocks begin, and global_extent how long
+ * the whole axis is; the result is exactly that part of the whole result. A block of keys must hold
+ * every key its queries attend to. Where the window is the whole axis (window = global_extent,
+ * dilation 1) queries may lie past its end: that is cross attention, and causal then aligns query 0
+ * with key 0. */
+typedef struct natten_axis {
+    int64_t query_extent;  /* queries along this axis, >= 0 */
+    int64_t key_extent;    /* keys along this axis; 0: as query_extent */
+    int64_t global_extent; /* tokens of the whole axis; 0: as key_extent */
+    int64_t query_origin;  /* place of query 0 on the whole axis, >= 0 */
+    int64_t key_origin;    /* place of key 0 on the whole axis, >= 0 */
+    int64_t
+        window; /* kernel_size K: keys a query attends to, 1 <= K, K * dilation <= global_extent */
+    int64_t stride;   /* queries that share one window, 1 <= stride <= K; 1: a window each */
+    int64_t dilation; /* step between the keys of a window, >= 1 */
+    int64_t causal;   /* 1: only keys at or before the query; 0: both sides */
+} natten_axis;
+
+/* Where a tensor's elements lie, in elements from its first: element (b, i, h, c) is at
+ * b * batch + sum_a i[a] * axis[a] + h * head + c. Channels (and attention slots) are always
+ * consecutive. For additional tokens axis[0] is the step between tokens; a bias has no batch, a lse
+ * no channels. Any stride goes for inputs, 0 and negative ones included; outputs must not overlap.
+ */
+typedef struct natten_layout {
+    int64_t batch;
+    int64_t axis[3];
+    int64_t head;
+} natten_layout;
+
+typedef struct natten_problem {
+    uint64_t size;        /* sizeof(natten_problem), set by natten_problem_init */
+    int64_t op;           /* natten_op */
+    int64_t dtype;        /* natten_dtype */
+    int64_t device;       /* natten_device */
+    int64_t device_index; /* which of several devices */
+    int64_t rank;         /* 1, 2 or 3 axes; axis[rank - 1] is the innermost */
+    natten_axis axis[3];
+    int64_t batch;             /* >= 0; 0 computes nothing and succeeds */
+    int64_t heads;             /* of queries */
+    int64_t kv_heads;          /* of keys and values; divides heads; 0: as heads */
+    int64_t head_dim;          /* channels of queries and keys */
+    int64_t value_dim;         /* channels of values; 0: as head_dim */
+    int64_t additional_tokens; /* N; 0: none */
+    double scale;              /* multiplies query . key */
+    uint64_t roles;            /* which tensors take part: a set of natten_bit(role) */
+    natten_layout layout[NATTEN_ROLES];
+} natten_problem;
+
+/* Sets every field to its default: strides and dilations 1, batch and heads 1, scale 1, not causal,
+ * on the CPU, and in `roles` the inputs and outputs the op cannot do without; all gradients the op
+ * can give. To be filled in afterwards: each axis' query_extent and window, head_dim, heads,
+ * scale... Optional roles (RPB, ADDITIONAL_KEY and _VALUE, LSE of FORWARD, D_LSE, and their
+ * gradients) are added, gradients nobody wants taken away, through `roles`. */
+NATTEN_API void natten_problem_init(natten_problem *problem, natten_op op, natten_dtype dtype,
+                                    int rank);
+
+typedef enum natten_order {
+    NATTEN_HEADS_LAST = 0, /* [B, Q..., H, D], additional tokens [B, N, H, D], lse [B, Q..., H] */
+    NATTEN_HEADS_FIRST = 1 /* [B, H, Q..., D], additional tokens [B, H, N, D], lse [B, H, Q...] */
+} natten_order;
+
+/* Fills in every layout for contiguous tensors in the given order. ATTN and D_ATTN are heads-first
+ * in either order, as is the custom, and so is a bias. Call it when all sizes are set. */
+NATTEN_API void natten_problem_pack(natten_problem *problem, natten_order order);
+
+/* The window of one query of an axis: *first is the place (on the whole axis) of its first key and
+ * *count the number of keys, `dilation` apart. Says which keys a block of queries needs. */
+NATTEN_API natten_status natten_axis_window(const natten_axis *axis, int64_t query, int64_t *first,
+                                            int64_t *count);
+
+/* ------------------------------------------------------------------------------------------------
+ * plan */
+
+typedef struct natten_plan natten_plan;
+
+/* Checks the problem and finds a kernel for it: the first of the ordered list that agrees. `only`
+ * limits the choice to kernels whose name begins so ("cpu-avx2", "cpu-reference"); NULL limits
+ * nothing. On success *plan is to be given back with natten_plan_destroy; otherwise *plan is NULL.
+ */
+NATTEN_API natten_status natten_plan_create(const natten_problem *problem, const char *only,
+                                            natten_plan **plan);
+NATTEN_API void natten_plan_destroy(natten_plan *plan);
+
+/* Writes which kernel was taken and why each one before it refused, a line each, into text (at most
+ * size bytes, always terminated). Returns the length of the whole explanation, as snprintf does. */
+NATTEN_API size_t natten_plan_explain(const natten_plan *plan, char *text, size_t size);
+
+/* The name of the kernel taken, for example "cpu-avx512-forward". */
+NATTEN_API const char *natten_plan_kernel(const natten_plan *plan);
+
+/* Bytes of device memory that a run of this plan needs in run.workspace; 0 on a CPU. */
+NATTEN_API size_t natten_plan_workspace(const natten_plan *plan);
+
+/* Names of all kernels, best first; NULL past the last one. */
+NATTEN_API const char *natten_kernel_name(size_t index);
+
+/* -------------------------------------------------------------------------------------------------
+ * run */
+
+/* A caller's own threads: calls task(context, w) once for each worker 0 <= w < workers, in any
+ * order, on any threads, and returns when all are done. */
+typedef void (*natten_task)(void *context, int64_t worker);
+typedef void (*natten_parallel)(void *pool, int64_t workers, natten_task task, void *context);
+
+typedef struct natten_run {
+    void *data[NATTEN_ROLES]; /* address of each role's first element; inputs are only read */
+    void *workspace;          /* natten_plan_workspace bytes of device memory */
+    void *stream;             /* CUDA stream to launch on; NULL: the default stream */
+    int64_t threads; /* CPU workers; 0: natten_threads() of them. Results do not depend on it */
+    natten_parallel parallel; /* the caller's threads; NULL: the library's own pool */
+    void *pool;               /* handed to parallel */
+} natten_run;
+
+/* Runs a plan: writes every element of every output role, and nothing else. Addresses must be
+ * aligned to the element size. On a CPU it returns when all is written; on CUDA when all is
+ * launched. */
+NATTEN_API natten_status natten_plan_run(const natten_plan *plan, const natten_run *run);
+
+/* Plan and run in one call, with plans kept in a table (of bounded size) and looked up by the
+ * problem's bytes. What front ends use. */
+NATTEN_API natten_status natten_compute(const natten_problem *problem, const natten_run *run);
+
+/* As natten_plan_explain, for the plan that natten_compute would use. */
+NATTEN_API natten_status natten_explain(const natten_problem *problem, char *text, size_t size);
+
+/* ---------------------------------------------------------------------------------------------
+ * threads */
+
+/* CPU workers used by default: at first as many as the process may use processors. set: count >= 1.
+ */
+NATTEN_API int64_t natten_threads(void);
+NATTEN_API natten_status natten_threads_set(int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
