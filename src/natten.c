@@ -125,22 +125,22 @@ natten_status natten_plan_run(const natten_plan *plan, const natten_run *run)
 
 natten_status natten_compute(const natten_problem *problem, const natten_run *run)
 {
-    natten_plan *plan;
-    natten_status status = na_table_take(problem, &plan);
+    na_entry *entry;
+    natten_status status = na_table_take(problem, &entry);
     if (status != NATTEN_OK)
         return status;
-    status = natten_plan_run(plan, run);
-    na_table_give(plan);
+    status = natten_plan_run(entry->plan, run);
+    na_table_give(entry);
     return status;
 }
 
 natten_status natten_explain(const natten_problem *problem, char *text, size_t size)
 {
-    natten_plan *plan;
-    natten_status status = na_table_take(problem, &plan);
+    na_entry *entry;
+    natten_status status = na_table_take(problem, &entry);
     if (status != NATTEN_OK)
         return status;
-    natten_plan_explain(plan, text, size);
-    na_table_give(plan);
+    natten_plan_explain(entry->plan, text, size);
+    na_table_give(entry);
     return NATTEN_OK;
 }

@@ -59,4 +59,10 @@ static inline size_t na_dtype_size(natten_dtype dtype)
     return dtype == NATTEN_F64 ? 8 : dtype == NATTEN_F32 ? 4 : 2;
 }
 
+static inline natten_dtype na_role_dtype(const natten_problem *problem, natten_role role)
+{
+    int sums = role == NATTEN_LSE || role == NATTEN_D_LSE;
+    return sums && problem->dtype != NATTEN_F64 ? NATTEN_F32 : (natten_dtype)problem->dtype;
+}
+
 #endif

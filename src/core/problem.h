@@ -9,10 +9,20 @@
  * axes. */
 natten_status na_problem_check(const natten_problem *problem, natten_problem *padded);
 
-/* Checks a run's addresses against the problem. */
+/* Checks a run's addresses against the checked problem. */
 natten_status na_run_check(const natten_problem *padded, const natten_run *run);
+
+/* What a role's tensor looks like. Extents it does not have are 1: a bias has batch 1, an lse
+ * channels 1. */
+typedef struct na_shape {
+    int64_t batch, extent[3], heads, channels;
+} na_shape;
+na_shape na_role_shape(const natten_problem *problem, natten_role role);
 
 /* "query", "d_rpb"... */
 const char *na_role_name(natten_role role);
+
+/* Whether an op writes the role (else it reads it). */
+int na_role_is_output(natten_op op, natten_role role);
 
 #endif

@@ -6,9 +6,9 @@
 #include "natten.h"
 
 #if defined(__GNUC__)
-#define NA_PRINTF(format, first) __attribute__((format(printf, format, first)))
+#define NA_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
-#define NA_PRINTF(format, first)
+#define NA_PRINTF(text, first)
 #endif
 
 /* Keeps the sentence and returns the status: return na_fail(NATTEN_ERROR_MEMORY, "..."). */

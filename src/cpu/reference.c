@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: MIT
+ * The truth: every op as docs/spec.md defines it, in double precision, one query after the other.
+ * Nothing here is fast. Changed only to mend a wrong answer. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "core/kernel.h"
+#include "core/problem.h"
+
+typedef struct work {
+    const natten_problem *problem;
+    void *const *data;
+    double *sums[NATTEN_ROLES]; /* gradients many queries add to, contiguous */
+    double *weights;            /* a number for each slot of the query at hand */
+} work;
+
+typedef struct place {
+    int64_t batch, at[3], head;
+} place;
+
+/* What slot w of a query stands for. */
+typedef enum slot_kind { WINDOW_KEY, FORBIDDEN, ADDITIONAL } slot_kind;
+
+typedef struct slot {
+    slot_kind kind;
+    place key;  /* of the key and value: among the block's keys, or among the additional tokens */
+    place bias; /* entry of the bias */
+} slot;
+
+static int64_t offset_of(const work *w, natten_role role, place p)
+{
+    const natten_layout *layout = &w->problem->layout[role];
+    return p.batch * layout->batch + p.at[0] * layout->axis[0] + p.at[1] * layout->axis[1] +
+           p.at[2] * layout->axis[2] + p.head * layout->head;
+}
+
+static double load(const work *w, natten_role role, place p, int64_t channel)
+{
+    const void *data = w->data[role];
+    int64_t i = offset_of(w, role, p) + channel;
+    switch (na_role_dtype(w->problem, role)) {
+    case NATTEN_F64:
+        return ((const double *)data)[i];
+    case NATTEN_F16:
+        return na_f16_load(((const uint16_t *)data)[i]);
+    case NATTEN_BF16:
+        return na_bf16_load(((const uint16_t *)data)[i]);
+    default:
+        return ((const float *)data)[i];
+    }
+}
+
+static void store(const work *w, natten_role role, place p, int64_t channel, double value)
+{
+    void *data = w->data[role];
+    int64_t i = offset_of(w, role, p) + channel;
+    switch (na_role_dtype(w->problem, role)) {
+    case NATTEN_F64:
+        ((double *)data)[i] = value;
+        break;
+    case NATTEN_F16:
+        ((uint16_t *)data)[i] = na_f16_store(value);
+        break;
+    case NATTEN_BF16:
+        ((uint16_t *)data)[i] = na_bf16_store(value);
+        break;
+    default:
+        ((float *)data)[i] = (float)value;
+    }
+}
+
+/* Adds to a gradient, if it is wanted. */
+static void add(const work *w, natten_role role, place p, int64_t channel, double value)
+{
+    if (!w->sums[role])
+        return;
+    na_shape s = na_role_shape(w->problem, role);
+    int64_t i = p.batch;
+    for (int a = 0; a < 3; a++)
+        i = i * s.extent[a] + p.at[a];
+    w->sums[role][(i * s.heads + p.head) * s.channels + channel] += value;
+}
+
+static slot slot_of(const work *w, place query, int64_t index)
+{
+    const natten_problem *p = w->problem;
+    slot s = {WINDOW_KEY, query, query};
+    s.key.head = query.head / (p->heads / p->kv_heads);
+    s.bias.batch = 0;
+    int64_t window = na_window_size(p);
+    if (index >= window) {
+        s.kind = ADDITIONAL;
+        s.key.at[0] = index - window;
+        s.key.at[1] = s.key.at[2] = 0;
+        return s;
+    }
+    for (int a = 2; a >= 0; a--) {
+        const natten_axis *axis = &p->axis[a];
+        int64_t step = index % axis->window;
+        index /= axis->window;
+        int64_t from = axis->query_origin + query.at[a];
+        na_window keys = na_window_of(na_axis_of(axis), (int)from);
+        int64_t to = keys.first + step * axis->dilation;
+        if (step >= keys.count)
+            s.kind = FORBIDDEN;
+        s.key.at[a] = to - axis->key_origin;
+        /* Exact: both are in one dilation group. */
+        s.bias.at[a] = (to - from) / axis->dilation + axis->window - 1;
+    }
+    return s;
+}
+
+static natten_role key_role(slot s)
+{
+    return s.kind == ADDITIONAL ? NATTEN_ADDITIONAL_KEY : NATTEN_KEY;
+}
+
+static natten_role value_role(slot s)
+{
+    return s.kind == ADDITIONAL ? NATTEN_ADDITIONAL_VALUE : NATTEN_VALUE;
+}
+
+static double logit(const work *w, place query, slot s)
+{
+    double sum = 0;
+    for (int64_t c = 0; c < w->problem->head_dim; c++)
+        sum += load(w, NATTEN_QUERY, query, c) * load(w, key_role(s), s.key, c);
+    sum *= w->problem->scale;
+    if (s.kind == WINDOW_KEY && na_has(w->problem, NATTEN_RPB))
+        sum += load(w, NATTEN_RPB, s.bias, 0);
+    return sum;
+}
+
+/* d_out . value */
+static double value_product(const work *w, place query, slot s)
+{
+    double sum = 0;
+    for (int64_t c = 0; c < w->problem->value_dim; c++)
+        sum += load(w, NATTEN_D_OUT, query, c) * load(w, value_role(s), s.key, c);
+    return sum;
+}
+
+/* out = sum of weight times value */
+static void gather_values(const work *w, place query, int64_t slots)
+{
+    for (int64_t c = 0; c < w->problem->value_dim; c++) {
+        double sum = 0;
+        for (int64_t i = 0; i < slots; i++) {
+            slot s = slot_of(w, query, i);
+            if (s.kind != FORBIDDEN)
+                sum += w->weights[i] * load(w, value_role(s), s.key, c);
+        }
+        store(w, NATTEN_OUT, query, c, sum);
+    }
+}
+
+/* What the gradient of one logit adds to query, key and bias. */
+static void spread_logit(const work *w, place query, slot s, double gradient)
+{
+    natten_role d_key = s.kind == ADDITIONAL ? NATTEN_D_ADDITIONAL_KEY : NATTEN_D_KEY;
+    double scaled = gradient * w->problem->scale;
+    for (int64_t c = 0; c < w->problem->head_dim; c++) {
+        add(w, NATTEN_D_QUERY, query, c, scaled * load(w, key_role(s), s.key, c));
+        add(w, d_key, s.key, c, scaled * load(w, NATTEN_QUERY, query, c));
+    }
+    if (s.kind == WINDOW_KEY)
+        add(w, NATTEN_D_RPB, s.bias, 0, gradient);
+}
+
+/* What one weight sends back to its value. */
+static void spread_value(const work *w, place query, slot s, double weight)
+{
+    natten_role d_value = s.kind == ADDITIONAL ? NATTEN_D_ADDITIONAL_VALUE : NATTEN_D_VALUE;
+    for (int64_t c = 0; c < w->problem->value_dim; c++)
+        add(w, d_value, s.key, c, weight * load(w, NATTEN_D_OUT, query, c));
+}
+
+static void forward(const work *w, place query, int64_t slots)
+{
+    double highest = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < slots; i++) {
+        slot s = slot_of(w, query, i);
+        w->weights[i] = s.kind == FORBIDDEN ? -INFINITY : logit(w, query, s);
+        highest = fmax(highest, w->weights[i]);
+    }
+    for (int64_t i = 0; i < slots; i++)
+        sum += w->weights[i] = exp(w->weights[i] - highest);
+    for (int64_t i = 0; i < slots; i++)
+        w->weights[i] /= sum;
+    gather_values(w, query, slots);
+    if (na_has(w->problem, NATTEN_LSE))
+        store(w, NATTEN_LSE, query, 0, highest + log(sum));
+}
+
+/* With p the weights: d_logit = p (d_out . value - delta), delta = d_out . out - d_lse. */
+static void backward(const work *w, place query, int64_t slots)
+{
+    double lse = load(w, NATTEN_LSE, query, 0);
+    double delta = na_has(w->problem, NATTEN_D_LSE) ? -load(w, NATTEN_D_LSE, query, 0) : 0;
+    for (int64_t c = 0; c < w->problem->value_dim; c++)
+        delta += load(w, NATTEN_D_OUT, query, c) * load(w, NATTEN_OUT, query, c);
+    for (int64_t i = 0; i < slots; i++) {
+        slot s = slot_of(w, query, i);
+        if (s.kind == FORBIDDEN)
+            continue;
+        double weight = exp(logit(w, query, s) - lse);
+        spread_logit(w, query, s, weight * (value_product(w, query, s) - delta));
+        spread_value(w, query, s, weight);
+    }
+}
+
+static void qk(const work *w, place query, int64_t slots)
+{
+    for (int64_t i = 0; i < slots; i++) {
+        slot s = slot_of(w, query, i);
+        store(w, NATTEN_ATTN, query, i, s.kind == FORBIDDEN ? -INFINITY : logit(w, query, s));
+    }
+}
+
+static void qk_backward(const work *w, place query, int64_t slots)
+{
+    for (int64_t i = 0; i < slots; i++) {
+        slot s = slot_of(w, query, i);
+        if (s.kind != FORBIDDEN)
+            spread_logit(w, query, s, load(w, NATTEN_D_ATTN, query, i));
+    }
+}
+
+static void av(const work *w, place query, int64_t slots)
+{
+    for (int64_t i = 0; i < slots; i++)
+        w->weights[i] = load(w, NATTEN_ATTN, query, i);
+    gather_values(w, query, slots);
+}
+
+static void av_backward(const work *w, place query, int64_t slots)
+{
+    for (int64_t i = 0; i < slots; i++) {
+        slot s = slot_of(w, query, i);
+        int forbidden = s.kind == FORBIDDEN;
+        if (na_has(w->problem, NATTEN_D_ATTN))
+            store(w, NATTEN_D_ATTN, query, i, forbidden ? 0 : value_product(w, query, s));
+        if (!forbidden)
+            spread_value(w, query, s, load(w, NATTEN_ATTN, query, i));
+    }
+}
+
+static void each_query(const work *w, void (*visit)(const work *, place, int64_t))
+{
+    const natten_problem *p = w->problem;
+    const natten_axis *axis = p->axis;
+    int64_t slots = na_window_size(p) + p->additional_tokens;
+    place q;
+    for (q.batch = 0; q.batch < p->batch; q.batch++)
+        for (q.head = 0; q.head < p->heads; q.head++)
+            for (q.at[0] = 0; q.at[0] < axis[0].query_extent; q.at[0]++)
+                for (q.at[1] = 0; q.at[1] < axis[1].query_extent; q.at[1]++)
+                    for (q.at[2] = 0; q.at[2] < axis[2].query_extent; q.at[2]++)
+                        visit(w, q, slots);
+}
+
+static void store_sums(const work *w, natten_role role)
+{
+    na_shape s = na_role_shape(w->problem, role);
+    const double *sum = w->sums[role];
+    place p;
+    for (p.batch = 0; p.batch < s.batch; p.batch++)
+        for (p.at[0] = 0; p.at[0] < s.extent[0]; p.at[0]++)
+            for (p.at[1] = 0; p.at[1] < s.extent[1]; p.at[1]++)
+                for (p.at[2] = 0; p.at[2] < s.extent[2]; p.at[2]++)
+                    for (p.head = 0; p.head < s.heads; p.head++)
+                        for (int64_t c = 0; c < s.channels; c++)
+                            store(w, role, p, c, *sum++);
+}
+
+static int has_sums(const natten_problem *p, natten_role role)
+{
+    return na_has(p, role) && na_role_is_output((natten_op)p->op, role) && role >= NATTEN_D_QUERY &&
+           role != NATTEN_D_ATTN;
+}
+
+static natten_status run_reference(const natten_plan *plan, const natten_run *run)
+{
+    static void (*const visits[NATTEN_OPS])(const work *, place, int64_t) = {
+        forward, backward, qk, qk_backward, av, av_backward};
+    const natten_problem *p = &plan->problem;
+    size_t slots = (size_t)(na_window_size(p) + p->additional_tokens);
+    work w = {.problem = p, .data = run->data};
+    w.weights = malloc(slots * sizeof *w.weights);
+    int enough = w.weights != NULL;
+    for (int role = 0; role < NATTEN_ROLES; role++) {
+        if (!has_sums(p, (natten_role)role))
+            continue;
+        na_shape s = na_role_shape(p, (natten_role)role);
+        int64_t count = s.batch * s.extent[0] * s.extent[1] * s.extent[2] * s.heads * s.channels;
+        w.sums[role] = calloc((size_t)count + 1, sizeof(double));
+        enough &= w.sums[role] != NULL;
+    }
+    if (enough) {
+        each_query(&w, visits[p->op]);
+        for (int role = 0; role < NATTEN_ROLES; role++)
+            if (w.sums[role])
+                store_sums(&w, (natten_role)role);
+    }
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        free(w.sums[role]);
+    free(w.weights);
+    return enough ? NATTEN_OK
+                  : na_fail(NATTEN_ERROR_MEMORY, "No memory for the sums of a gradient.");
+}
+
+natten_status na_cpu_reference_plan(natten_plan *plan)
+{
+    plan->run = run_reference;
+    return NATTEN_OK;
+}
