@@ -250,6 +250,9 @@ NATTEN_API natten_status natten_plan_run(const natten_plan *plan, const natten_r
  * problem's bytes. What front ends use. */
 NATTEN_API natten_status natten_compute(const natten_problem *problem, const natten_run *run);
 
+/* natten_plan_workspace of the plan that natten_compute would use. */
+NATTEN_API natten_status natten_workspace(const natten_problem *problem, size_t *bytes);
+
 /* As natten_plan_explain, for the plan that natten_compute would use. */
 NATTEN_API natten_status natten_explain(const natten_problem *problem, char *text, size_t size);
 

@@ -134,6 +134,17 @@ natten_status natten_compute(const natten_problem *problem, const natten_run *ru
     return status;
 }
 
+natten_status natten_workspace(const natten_problem *problem, size_t *bytes)
+{
+    na_entry *entry;
+    natten_status status = na_table_take(problem, &entry);
+    if (status != NATTEN_OK)
+        return status;
+    *bytes = entry->plan->workspace;
+    na_table_give(entry);
+    return NATTEN_OK;
+}
+
 natten_status natten_explain(const natten_problem *problem, char *text, size_t size)
 {
     na_entry *entry;

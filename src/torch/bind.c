@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: MIT */
+#include "torch/bind.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define D PRId64
+
+/* What a size of a tensor means. Two tensors that share a meaning must agree on its size. */
+enum {
+    BATCH,
+    HEADS,
+    KV_HEADS,
+    HEAD_DIM,
+    VALUE_DIM,
+    TOKENS,      /* additional ones */
+    SLOTS,       /* of attn */
+    QUERIES,     /* and the two after it: an axis each */
+    KEYS = 10,   /* likewise */
+    BIASES = 13, /* likewise */
+    MEANINGS = 16
+};
+
+/* The shape of each role, a letter for each meaning; small letters stand for all axes of the map.
+ */
+static const char letters[] = "BHGDENWq..k..b..";
+static const char *const shapes[2][NATTEN_D_QUERY] = {
+    {"BqHD", "BkGD", "BkGE", "BqHE", "BqH", "BHqW", "Hb", "BNGD", "BNGE"},
+    {"BHqD", "BGkD", "BGkE", "BHqE", "BHq", "BHqW", "Hb", "BGND", "BGNE"}};
+
+/* A size, and which role it was seen at first; -1: it comes from kernel_size. */
+typedef struct sizes {
+    int64_t size[MEANINGS];
+    int role[MEANINGS];
+    int known[MEANINGS];
+} sizes;
+
+static const char *const names[NATTEN_ROLES] = {"query",
+                                                "key",
+                                                "value",
+                                                "out",
+                                                "lse",
+                                                "attn",
+                                                "rpb",
+                                                "additional_keys",
+                                                "additional_values",
+                                                "d_query",
+                                                "d_key",
+                                                "d_value",
+                                                "d_out",
+                                                "d_lse",
+                                                "d_attn",
+                                                "d_rpb",
+                                                "d_additional_keys",
+                                                "d_additional_values"};
+
+static natten_role primal(int role)
+{
+    static const natten_role of[] = {NATTEN_QUERY,
+                                     NATTEN_KEY,
+                                     NATTEN_VALUE,
+                                     NATTEN_OUT,
+                                     NATTEN_LSE,
+                                     NATTEN_ATTN,
+                                     NATTEN_RPB,
+                                     NATTEN_ADDITIONAL_KEY,
+                                     NATTEN_ADDITIONAL_VALUE};
+    return role < NATTEN_D_QUERY ? of[role] : of[role - NATTEN_D_QUERY];
+}
+
+__attribute__((format(printf, 3, 4))) static natten_status
+fail(natten_call *call, natten_status status, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(call->text, sizeof call->text, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+#define BAD(...) fail(call, NATTEN_ERROR_ARGUMENT, __VA_ARGS__)
+
+/* Spells out the shape of a role, a meaning for each dimension; returns their number. */
+static int spell(const natten_call *call, int role, int meanings[NATTEN_TENSOR_DIMS])
+{
+    int dims = 0;
+    for (const char *c = shapes[call->order][primal(role)]; *c; c++) {
+        int meaning = (int)(strchr(letters, *c) - letters);
+        int axes = meaning >= QUERIES ? (int)call->rank : 1;
+        for (int i = 0; i < axes; i++)
+            meanings[dims++] = meaning + i;
+    }
+    return dims;
+}
+
+/* "extent 12 on axis 1", for the error texts. */
+static const char *phrase(int meaning, int64_t size, char *text, size_t room)
+{
+    static const char *const what[] = {
+        "batch", "heads", "heads", "head_dim", "head_dim", "additional tokens", "slots"};
+    static const char *const along[] = {"extent", "extent", "entries"};
+    if (meaning < QUERIES)
+        snprintf(text, room, "%s %" D, what[meaning], size);
+    else
+        snprintf(text, room, "%s %" D " on axis %d", along[(meaning - QUERIES) / 3], size,
+                 (meaning - QUERIES) % 3);
+    return text;
+}
+
+static natten_status mismatch(natten_call *call, const sizes *s, int role, int meaning,
+                              int64_t size)
+{
+    char here[64], there[64];
+    phrase(meaning, size, here, sizeof here);
+    phrase(meaning, s->size[meaning], there, sizeof there);
+    if (meaning == SLOTS)
+        return BAD("%s has %" D " slots in its last dimension, but the window%s %s %" D ".",
+                   names[role], size, s->size[TOKENS] ? " and the additional tokens" : "",
+                   s->size[TOKENS] ? "have" : "has", s->size[meaning]);
+    if (s->role[meaning] < 0)
+        return BAD("%s has %s, but kernel_size asks for 2 * kernel_size - 1 = %" D ".", names[role],
+                   here, s->size[meaning]);
+    return BAD("%s has %s, but %s has %s.", names[role], here, names[s->role[meaning]], there);
+}
+
+static natten_status learn(natten_call *call, sizes *s, int role)
+{
+    const natten_tensor *tensor = &call->tensor[role];
+    int meanings[NATTEN_TENSOR_DIMS];
+    int dims = spell(call, role, meanings);
+    if (tensor->dims != dims)
+        return BAD("%s must have %d dimensions for a map of rank %" D ", got %" D ".", names[role],
+                   dims, call->rank, tensor->dims);
+    for (int i = 0; i < dims; i++) {
+        int meaning = meanings[i];
+        if (s->known[meaning] && s->size[meaning] != tensor->size[i])
+            return mismatch(call, s, role, meaning, tensor->size[i]);
+        if (s->known[meaning])
+            continue;
+        s->known[meaning] = 1;
+        s->size[meaning] = tensor->size[i];
+        s->role[meaning] = role;
+    }
+    return NATTEN_OK;
+}
+
+/* The LSE is kept in the type that sums are taken in. */
+static int64_t dtype_for(int role, int64_t dtype)
+{
+    int summed = primal(role) == NATTEN_LSE;
+    return summed && dtype != NATTEN_F64 ? NATTEN_F32 : dtype;
+}
+
+static natten_status check_place(natten_call *call, int role, int first)
+{
+    static const char *const dtypes[] = {"float32", "float64", "float16", "bfloat16"};
+    static const char *const devices[] = {"cpu", "cuda"};
+    const natten_tensor *tensor = &call->tensor[role], *other = &call->tensor[first];
+    if (tensor->dtype < 0)
+        return BAD("%s must be float32, float64, float16 or bfloat16.", names[role]);
+    if (tensor->device < 0)
+        return BAD("%s must be on a CPU or a CUDA device.", names[role]);
+    if (tensor->dtype != dtype_for(role, other->dtype))
+        return BAD("%s is %s, but %s is %s.", names[role], dtypes[tensor->dtype], names[first],
+                   dtypes[other->dtype]);
+    if (tensor->device != other->device)
+        return BAD("%s is on %s, but %s is on %s.", names[role], devices[tensor->device],
+                   names[first], devices[other->device]);
+    if (tensor->device_index != other->device_index)
+        return BAD("%s is on %s:%" D ", but %s is on %s:%" D ".", names[role],
+                   devices[tensor->device], tensor->device_index, names[first],
+                   devices[other->device], other->device_index);
+    return NATTEN_OK;
+}
+
+/* What the window alone says about sizes. The product may be too large for any tensor to have it:
+ * it then stays at a size no tensor has. */
+static void learn_window(const natten_call *call, sizes *s)
+{
+    int64_t slots = 1;
+    for (int i = 0; i < call->rank; i++) {
+        int64_t window = call->kernel_size[i];
+        if (window < 1 || window > INT32_MAX || slots > INT32_MAX)
+            slots = INT64_MAX / 2;
+        else
+            slots *= window;
+        s->size[BIASES + i] = window > INT32_MAX ? INT64_MAX : 2 * window - 1;
+        s->known[BIASES + i] = 1;
+        s->role[BIASES + i] = -1;
+    }
+    static const int additional[] = {NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE};
+    for (int i = 0; i < 2; i++) {
+        const natten_tensor *tensor = &call->tensor[additional[i]];
+        if (tensor->dims == 4 && !s->size[TOKENS])
+            s->size[TOKENS] = tensor->size[call->order == NATTEN_HEADS_FIRST ? 2 : 1];
+    }
+    s->size[SLOTS] = slots + s->size[TOKENS];
+    s->known[SLOTS] = 1;
+    s->role[SLOTS] = -1;
+}
+
+/* Zero stands for "as the other" in a problem: a size that really is zero must not get there. */
+static natten_status check_empty(natten_call *call, const sizes *s)
+{
+    static const int meanings[] = {HEADS, KV_HEADS, HEAD_DIM, VALUE_DIM};
+    for (size_t i = 0; i < sizeof meanings / sizeof *meanings; i++) {
+        int meaning = meanings[i];
+        if (s->known[meaning] && s->size[meaning] < 1)
+            return BAD("%s has %s 0: there must be at least 1.", names[s->role[meaning]],
+                       meaning <= KV_HEADS ? "heads" : "head_dim");
+    }
+    for (int i = 0; i < call->rank; i++)
+        for (int j = 0; j < 2; j++) {
+            int meaning = (j ? KEYS : QUERIES) + i;
+            if (s->known[meaning] && s->size[meaning] < 1)
+                return BAD("%s has extent 0 on axis %d: there must be at least 1 token.",
+                           names[s->role[meaning]], i);
+        }
+    if (call->tensor[NATTEN_ADDITIONAL_KEY].dims >= 0 ||
+        call->tensor[NATTEN_ADDITIONAL_VALUE].dims >= 0)
+        if (s->size[TOKENS] < 1)
+            return BAD("There are 0 additional tokens: leave additional_keys and "
+                       "additional_values out instead.");
+    return NATTEN_OK;
+}
+
+/* A problem without blocks is about one map, that queries and keys share. */
+static natten_status check_map(natten_call *call, const sizes *s)
+{
+    for (int i = 0; i < call->rank; i++)
+        if (!call->blocks && s->known[KEYS + i] && s->known[QUERIES + i] &&
+            s->size[KEYS + i] != s->size[QUERIES + i])
+            return BAD("%s has extent %" D " on axis %d, but %s has %" D
+                       ". (Blocks of a larger map need query_origin, key_origin and "
+                       "global_extent.)",
+                       names[s->role[KEYS + i]], s->size[KEYS + i], i, names[s->role[QUERIES + i]],
+                       s->size[QUERIES + i]);
+    if (call->op == NATTEN_FORWARD && (call->tensor[NATTEN_ADDITIONAL_KEY].dims < 0) !=
+                                          (call->tensor[NATTEN_ADDITIONAL_VALUE].dims < 0))
+        return BAD("additional_keys and additional_values go together, got only one of them.");
+    return NATTEN_OK;
+}
+
+static void set_axes(natten_call *call, const sizes *s)
+{
+    for (int i = 0; i < call->rank; i++) {
+        natten_axis *axis = &call->problem.axis[i];
+        axis->query_extent = s->size[QUERIES + i];
+        axis->key_extent = s->known[KEYS + i] ? s->size[KEYS + i] : s->size[QUERIES + i];
+        axis->global_extent = call->blocks ? call->global_extent[i] : axis->key_extent;
+        axis->query_origin = call->blocks ? call->query_origin[i] : 0;
+        axis->key_origin = call->blocks ? call->key_origin[i] : 0;
+        axis->window = call->kernel_size[i];
+        axis->stride = call->stride[i];
+        axis->dilation = call->dilation[i];
+        axis->causal = call->is_causal[i];
+    }
+}
+
+static void set_layout(natten_call *call, int role)
+{
+    const natten_tensor *tensor = &call->tensor[role];
+    natten_layout *layout = &call->problem.layout[role];
+    int meanings[NATTEN_TENSOR_DIMS];
+    int dims = spell(call, role, meanings), axes = 0;
+    for (int i = 0; i < dims; i++) {
+        /* The step along an axis of one token is never taken: one plan for all of them. */
+        int64_t step = tensor->size[i] > 1 ? tensor->stride[i] : 0;
+        if (meanings[i] == BATCH)
+            layout->batch = step;
+        else if (meanings[i] == HEADS || meanings[i] == KV_HEADS)
+            layout->head = step;
+        else if (meanings[i] >= QUERIES || meanings[i] == TOKENS)
+            layout->axis[axes++] = step;
+    }
+}
+
+static void shape_output(natten_call *call, const sizes *s, int role, int first)
+{
+    natten_tensor *tensor = &call->tensor[role];
+    int meanings[NATTEN_TENSOR_DIMS];
+    int dims = spell(call, role, meanings);
+    int64_t step = 1;
+    for (int i = dims; i-- > 0;) {
+        tensor->size[i] = s->size[meanings[i]];
+        tensor->stride[i] = step;
+        step *= tensor->size[i] > 1 ? tensor->size[i] : 1;
+    }
+    tensor->dims = dims;
+    tensor->dtype = dtype_for(role, call->tensor[first].dtype);
+    tensor->device = call->tensor[first].device;
+    tensor->device_index = call->tensor[first].device_index;
+}
+
+static void set_problem(natten_call *call, const sizes *s, uint64_t inputs, int first)
+{
+    natten_problem *p = &call->problem;
+    natten_problem_init(p, (natten_op)call->op, (natten_dtype)call->tensor[first].dtype,
+                        (int)call->rank);
+    p->device = call->tensor[first].device;
+    p->device_index = call->tensor[first].device_index;
+    p->batch = s->size[BATCH];
+    p->heads = s->size[HEADS];
+    p->kv_heads = s->known[KV_HEADS] ? s->size[KV_HEADS] : p->heads;
+    p->head_dim = s->known[HEAD_DIM] ? s->size[HEAD_DIM] : s->size[VALUE_DIM];
+    p->value_dim = s->known[VALUE_DIM] ? s->size[VALUE_DIM] : p->head_dim;
+    p->additional_tokens = s->size[TOKENS];
+    p->scale = call->scale;
+    p->roles = inputs | call->outputs;
+    set_axes(call, s);
+}
+
+/* A window larger than its axis makes attn a tensor that should not be asked for: the reason must
+ * come first. */
+static natten_status check_window(natten_call *call)
+{
+    for (int i = 0; i < call->rank; i++) {
+        const natten_axis *axis = &call->problem.axis[i];
+        if (axis->window >= 1 && axis->window <= axis->global_extent)
+            continue;
+        natten_plan *plan;
+        natten_status status = natten_plan_create(&call->problem, NULL, &plan);
+        if (status != NATTEN_OK)
+            return fail(call, status, "%s", natten_last_error());
+        natten_plan_destroy(plan);
+    }
+    return NATTEN_OK;
+}
+
+natten_status natten_call_bind(natten_call *call)
+{
+    if (call->rank < 1 || call->rank > 3)
+        return BAD("kernel_size must have 1, 2 or 3 entries, got %" D ".", call->rank);
+    sizes s = {.size = {0}};
+    uint64_t inputs = 0;
+    int first = -1;
+    learn_window(call, &s);
+    for (int role = 0; role < NATTEN_ROLES; role++) {
+        if ((call->outputs >> role & 1) || call->tensor[role].dims < 0)
+            continue;
+        /* The LSE has a type of its own; it is never the first. */
+        first = first < 0 ? role : first;
+        natten_status status = learn(call, &s, role);
+        if (status == NATTEN_OK)
+            status = check_place(call, role, first);
+        if (status != NATTEN_OK)
+            return status;
+        inputs |= natten_bit((natten_role)role);
+    }
+    if (first < 0)
+        return BAD("There are no tensors.");
+    natten_status status = check_empty(call, &s);
+    if (status == NATTEN_OK)
+        status = check_map(call, &s);
+    if (status != NATTEN_OK)
+        return status;
+    set_problem(call, &s, inputs, first);
+    status = check_window(call);
+    for (int role = 0; status == NATTEN_OK && role < NATTEN_ROLES; role++) {
+        if (call->outputs >> role & 1)
+            shape_output(call, &s, role, first);
+        if (call->problem.roles >> role & 1)
+            set_layout(call, role);
+    }
+    return status;
+}
+
+natten_status natten_call_run(natten_call *call, natten_run *run)
+{
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        run->data[role] = call->problem.roles >> role & 1 ? call->tensor[role].data : NULL;
+    natten_status status = natten_compute(&call->problem, run);
+    if (status != NATTEN_OK)
+        fail(call, status, "%s", natten_last_error());
+    return status;
+}
+
+int natten_call_must_copy(const natten_tensor *tensor, int64_t role)
+{
+    natten_role whole = primal((int)role);
+    if (whole == NATTEN_LSE || whole == NATTEN_RPB || tensor->dims < 1 ||
+        tensor->dims > NATTEN_TENSOR_DIMS)
+        return 0;
+    int last = (int)tensor->dims - 1;
+    return tensor->size[last] > 1 && tensor->stride[last] != 1;
+}
