@@ -168,6 +168,13 @@ static natten_status check_bias(const natten_problem *p)
         if (p->axis[i].window % 2 == 0)
             return BAD("A relative position bias needs an odd kernel_size, got %" D " for axis %d.",
                        p->axis[i].window, i);
+    for (int i = 0; i < p->rank; i++) {
+        const natten_axis *axis = &p->axis[i];
+        if (axis->query_origin + axis->query_extent > axis->global_extent)
+            return BAD("A relative position bias has no entries for queries past the end of the "
+                       "keys, got queries up to %" D " and global extent %" D " for axis %d.",
+                       axis->query_origin + axis->query_extent - 1, axis->global_extent, i);
+    }
     return NATTEN_OK;
 }
 
