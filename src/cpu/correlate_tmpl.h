@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT
+ * Scores of one run of keys: score[r][key][lane] = sum over channels of query[r][lane] * key.
+ * Lanes are consecutive queries; the keys they see at one place of their windows are neighbours
+ * too, so one load of transposed keys serves all lanes, and all rows.
+ * Parameters: V the vector type, W(word) its words, WIDTH its lanes, T(name) names the results. */
+
+static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int mode,
+                                       const correlation *a, int from)
+{
+    V sum[ROWS_MAX][KEYS_MAX];
+    const real *query = a->query, *key = a->key + from * a->key_step;
+    const int64_t key_step = a->key_step, query_step = a->query_step;
+    W(index) start = W(index_load)(a->start);
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int c = 0; c < keys; c++)
+        sum[r][c] = W(zero)();
+    if (__builtin_expect(a->add, 0))
+        UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int c = 0; c < keys; c++)
+        sum[r][c] = W(load)(a->score[r] + (from + c) * WIDTH);
+    for (int d = 0; d < a->depth; d++, query += VL, key += a->key_depth) {
+        V q[ROWS_MAX];
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            q[r] = W(pin)(W(load)(query + r * query_step));
+        UNROLL
+        for (int c = 0; c < keys; c++) {
+            V k;
+            if (mode == NA_BROADCAST)
+                k = W(set1)(key[c * key_step]);
+            else
+                k = W(loadu)(key + c * key_step);
+            if (mode == NA_PERMUTE)
+                k = W(permute)(start, k);
+            k = W(pin)(k);
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                sum[r][c] = W(fma)(q[r], k, sum[r][c]);
+        }
+    }
+    if (__builtin_expect(a->limit != NULL, 0))
+        UNROLL
+    for (int r = 0; r < rows; r++) {
+        W(index) limit = W(index_load)(a->limit + r * a->limit_step);
+        UNROLL
+        for (int c = 0; c < keys; c++)
+            sum[r][c] = W(keep)(sum[r][c], a->first + from + c, limit, (real)-INFINITY);
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int c = 0; c < keys; c++)
+        W(store)(a->score[r] + (from + c) * WIDTH, sum[r][c]);
+    if (a->top)
+        UNROLL
+    for (int r = 0; r < rows; r++) {
+        V top = W(load)(a->top + r * VL);
+        UNROLL
+        for (int c = 0; c < keys; c++)
+            top = W(max)(sum[r][c], top);
+        W(store)(a->top + r * VL, top);
+    }
+}
+
+/* One function for each number of rows and keys whose sums fit the registers, and each mode. */
+#define ONE(rows, keys, mode)                                                                      \
+    static void T(correlate_##rows##_##keys##_##mode)(const correlation *a, int from)              \
+    {                                                                                              \
+        T(correlate)(rows, keys, mode, a, from);                                                   \
+    }
+#define MODES(rows, keys)                                                                          \
+    ONE(rows, keys, NA_SHIFT) ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST)
+CORRELATE_SHAPES(MODES)
+#undef MODES
+#undef ONE
+
+#define ONE(rows, keys, mode) [mode][rows][keys] = T(correlate_##rows##_##keys##_##mode),
+#define MODES(rows, keys)                                                                          \
+    ONE(rows, keys, NA_SHIFT) ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST)
+static const correlate_function T(correlate_table)[3][ROWS_MAX + 1][KEYS_MAX + 1] = {
+    CORRELATE_SHAPES(MODES)};
+#undef MODES
+#undef ONE

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+#include "cpu/cpuid.h"
+
+#if defined(__x86_64__)
+
+#include <cpuid.h>
+#include <stdatomic.h>
+
+enum { KNOWN = 1, AVX2 = 2, AVX512 = 4 };
+
+/* Register state that the system saves when it switches threads; without it the instructions trap.
+ */
+static unsigned saved_state(void)
+{
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+static int look(void)
+{
+    const unsigned avx_state = 0x6, avx512_state = 0xe6;
+    const unsigned leaf1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
+    const unsigned leaf7 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & leaf1) != leaf1)
+        return KNOWN;
+    unsigned state = saved_state();
+    if ((state & avx_state) != avx_state || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return KNOWN;
+    if (!(b & bit_AVX2))
+        return KNOWN;
+    if ((b & leaf7) != leaf7 || (state & avx512_state) != avx512_state)
+        return KNOWN | AVX2;
+    return KNOWN | AVX2 | AVX512;
+}
+
+/* Looked up once; two threads that look at the same time find the same. */
+static int features(void)
+{
+    static atomic_int found;
+    int known = atomic_load_explicit(&found, memory_order_relaxed);
+    if (!known) {
+        known = look();
+        atomic_store_explicit(&found, known, memory_order_relaxed);
+    }
+    return known;
+}
+
+int na_cpu_has_avx2(void) { return (features() & AVX2) != 0; }
+int na_cpu_has_avx512(void) { return (features() & AVX512) != 0; }
+
+#else
+
+int na_cpu_has_avx2(void) { return 0; }
+int na_cpu_has_avx512(void) { return 0; }
+
+#endif

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT
+ * What this processor, and the system on it, can do. */
+#ifndef NATTEN_CPU_CPUID_H
+#define NATTEN_CPU_CPUID_H
+
+/* AVX2, FMA and F16C. */
+int na_cpu_has_avx2(void);
+
+/* AVX-512 F, DQ, BW and VL, and what na_cpu_has_avx2 says. */
+int na_cpu_has_avx512(void);
+
+#endif

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT
+ * All vector kernels, built once for each instruction set and real type: NA_ISA_HEADER names the
+ * vector words, NA_KERNELS the table. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+#include "cpu/simd.h"
+#include "cpu/threads.h"
+#include "cpu/tiles.h"
+
+#include "cpu/micro_tmpl.h"
+#include "cpu/pack_tmpl.h"
+#include "cpu/math_tmpl.h"
+
+const na_cpu_kernels NA_KERNELS = {{NULL}};

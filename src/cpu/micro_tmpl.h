@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: MIT
+ * The three inner loops of every kernel, on packed operands:
+ *   correlate   score[r][key][lane]  = query[r][lane] . key
+ *   aggregate   out[r][lane]         = sum over keys of weight[r][key][lane] * value[key]
+ *   scatter     sum[key]            += sum over rows and lanes of weight[r][key][lane] *
+ * grad[r][lane] Scores and weights of a tile row are [key][lane], keys in the order of the spans
+ * that the row sees, WIDTH reals from one key to the next: VL, or HALF for half tiles. All rows of
+ * a tile keep their own pointer, since they see different spans. Parameters: the vector words of
+ * simd.h. */
+
+/* Keys whose scores one call keeps in registers, for each number of rows. */
+#if REGISTERS >= 32
+enum { ROWS_MAX = 6, KEYS_MAX = 8, AGGREGATE_ROWS = 6, SCATTER_ROWS = 6 };
+static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 8, 8, 6, 5, 4};
+#define CORRELATE_SHAPES(X)                                                                        \
+    X(1, 1)                                                                                        \
+    X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4)        \
+        X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7)    \
+            X(3, 8) X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3)        \
+                X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3) X(6, 4)
+#define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#else
+enum { ROWS_MAX = 4, KEYS_MAX = 8, AGGREGATE_ROWS = 3, SCATTER_ROWS = 3 };
+static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 5, 3, 2};
+#define CORRELATE_SHAPES(X)                                                                        \
+    X(1, 1)                                                                                        \
+    X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4)        \
+        X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1) X(4, 2)
+#define ROW_COUNTS(X) X(1) X(2) X(3)
+#endif
+
+/* Vectors of channels that aggregate and scatter keep in registers for each row. */
+enum { CHANNELS_MAX = 4 };
+
+/* One call of a correlate function; all pointers are those of the call's first row. */
+typedef struct correlation {
+    const real *query;    /* [row][depth][VL], aligned */
+    int64_t query_step;   /* between rows */
+    const real *key;      /* [depth][...]: the run's first key for a lane of start 0 */
+    int64_t key_depth;    /* between channels */
+    int64_t key_step;     /* between keys of the run */
+    int depth;            /* channels */
+    int add;              /* 1: add to what stands in score */
+    int first;            /* number of the run's first key, compared with limit */
+    const int32_t *start; /* of lanes */
+    const int32_t *limit; /* scores of keys at or beyond a lane's limit become -infinity; NULL */
+    int64_t limit_step;   /* between rows */
+    real *const *score;   /* of each row: where the run's first score goes, aligned */
+    real *top;            /* [row][VL]: largest score so far is kept up to date; NULL */
+} correlation;
+
+typedef void (*correlate_function)(const correlation *, int from);
+
+#define V vec
+#define W(word) vec_##word
+#define T(name) name
+#define WIDTH VL
+#include "cpu/correlate_tmpl.h"
+#undef V
+#undef W
+#undef T
+#undef WIDTH
+
+#ifdef HALF_WORDS
+#define V half
+#define W(word) half_##word
+#define T(name) half_##name
+#define WIDTH HALF
+#include "cpu/correlate_tmpl.h"
+#undef V
+#undef W
+#undef T
+#undef WIDTH
+#endif
+
+/* Where the lanes' keys lie far apart they are brought together first, into room[d][key][lane]. */
+static void bring_together(const correlation *a, int from, int keys, int mode, real *room)
+{
+    vec_index start = vec_index_load(a->start);
+    for (int d = 0; d < a->depth; d++)
+        for (int c = 0; c < keys; c++, room += VL) {
+            const real *key = a->key + d * a->key_depth + (from + c) * a->key_step;
+            if (mode == NA_PERMUTE2)
+                vec_store(room, vec_permute2(start, vec_loadu(key), vec_loadu(key + VL)));
+            else
+                vec_store(room, vec_gather(key, start));
+        }
+}
+
+/* Packed operands of a tile, for correlate_span. */
+typedef struct scoring {
+    const real *query; /* [row][depth][VL] */
+    const real *key;   /* transposed keys of slot 0 */
+    int64_t slot_step; /* between slots */
+    int64_t key_depth; /* between channels in a slot */
+    int depth;
+    int half;   /* 1: HALF lanes, scores HALF apart */
+    real *top;  /* [row][VL] or NULL */
+    real *room; /* depth * KEYS_MAX * VL reals */
+} scoring;
+
+/* Scores of a span, for the rows that see it, into score[row] (of tile row 0 on). `add`: on top of
+ * what stands there. */
+static void correlate_span(const scoring *t, const na_span *span, real *const *score, int add)
+{
+    const int rows = span->hi - span->lo;
+    const int64_t query_step = (int64_t)t->depth * VL;
+    correlation a = {.query = t->query + span->lo * query_step,
+                     .query_step = query_step,
+                     .key = t->key + span->slot * t->slot_step + span->x,
+                     .key_depth = t->key_depth,
+                     .key_step = span->step,
+                     .depth = t->depth,
+                     .add = add,
+                     .first = span->first,
+                     .start = span->start,
+                     .limit = span->limit ? span->limit + span->lo * span->limit_step : NULL,
+                     .limit_step = span->limit_step,
+                     .score = score + span->lo,
+                     .top = t->top ? t->top + span->lo * VL : NULL};
+    const int far = span->mode > NA_BROADCAST;
+    const correlate_function *table = correlate_table[far ? NA_SHIFT : span->mode][rows];
+#ifdef HALF_WORDS
+    if (t->half)
+        table = half_correlate_table[far ? NA_SHIFT : span->mode][rows];
+#endif
+    const int calls = (span->len + correlate_keys[rows] - 1) / correlate_keys[rows];
+    for (int i = 0; i < calls; i++) {
+        int from = span->len * i / calls, keys = span->len * (i + 1) / calls - from;
+        if (far) {
+            correlation b = a;
+            bring_together(&a, from, keys, span->mode, t->room);
+            b.key_depth = (int64_t)keys * VL;
+            b.key_step = VL;
+            b.key = t->room - from * b.key_step;
+            table[keys](&b, from);
+        } else {
+            table[keys](&a, from);
+        }
+    }
+}
+
+/* One call of an aggregate function: `rows` tile rows from `row` on, `vectors` vectors of channels.
+ */
+typedef struct aggregation {
+    const na_span *spans;
+    int count;
+    int row;             /* the call's first tile row */
+    int lanes;           /* that are queries */
+    int begin, end;      /* begin: sums start from 0, else from `sum`;
+                            end: sums are multiplied by factor, and go to `out` if there is one */
+    int stream;          /* out may be written past the caches: it is aligned to vectors */
+    int64_t width;       /* between weights of one lane */
+    real *const *weight; /* of each row of the call: of the first span's first key */
+    const real *value;   /* natural tokens of slot 0, aligned, at the call's first channel */
+    int64_t value_step;  /* between tokens */
+    int64_t slot_tokens; /* tokens of a slot */
+    real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
+    int64_t sum_row, sum_lane;
+    const real *factor; /* [row of the call][VL] */
+    real *const *out;   /* of each row of the call: lane 0; NULL: into sum */
+    int64_t out_lane;
+} aggregation;
+
+/* Adds a run of keys to the sums of rows [lo, hi). */
+static ALWAYS_INLINE void aggregate_run(const int lo, const int hi, const int vectors,
+                                        vec sum[][CHANNELS_MAX], const real *weight[],
+                                        const real *value, int64_t step, int64_t width, int keys)
+{
+    for (int k = 0; k < keys; k++, value += step) {
+        vec p[ROWS_MAX];
+        UNROLL
+        for (int r = lo; r < hi; r++) {
+            p[r] = vec_pin(vec_set1(*weight[r]));
+            weight[r] += width;
+        }
+        UNROLL
+        for (int i = 0; i < vectors; i++) {
+            vec v = vec_pin(vec_load(value + i * VL));
+            UNROLL
+            for (int r = lo; r < hi; r++)
+                sum[r][i] = vec_fma(p[r], v, sum[r][i]);
+        }
+    }
+}
+
+#define AGGREGATE_RUN(lo, hi)                                                                      \
+    case lo * 8 + hi:                                                                              \
+        if (hi <= rows)                                                                            \
+            aggregate_run(lo, hi, vectors, sum, weight, value, step, width, keys);                 \
+        break;
+
+static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const aggregation *a)
+{
+    const int64_t width = a->width;
+    for (int l = 0; l < a->lanes; l++) {
+        vec sum[ROWS_MAX][CHANNELS_MAX];
+        const real *weight[ROWS_MAX];
+        real *partial = a->sum + l * a->sum_lane;
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            weight[r] = a->weight[r] + l;
+            UNROLL
+            for (int i = 0; i < vectors; i++)
+                sum[r][i] = a->begin ? vec_zero() : vec_load(partial + r * a->sum_row + i * VL);
+        }
+        for (const na_span *s = a->spans; s < a->spans + a->count; s++) {
+            const int lo = s->lo < a->row ? 0 : s->lo - a->row;
+            const int hi = s->hi - a->row < rows ? s->hi - a->row : rows;
+            const int64_t token = s->slot * a->slot_tokens + s->x + s->start[l];
+            const int64_t step = s->step * a->value_step;
+            const real *value = a->value + token * a->value_step;
+            int keys = s->len, skip = 0;
+            if (__builtin_expect(s->limit != NULL, 0)) {
+                /* Windows end later from row to row: the last row's end is everyone's. */
+                int seen = s->limit[(s->hi - 1) * s->limit_step + l] - s->first;
+                keys = seen < 0 ? 0 : seen < keys ? seen : keys;
+                skip = s->len - keys;
+            }
+            switch (lo * 8 + hi) {
+                AGGREGATE_RUN(0, 1)
+                AGGREGATE_RUN(0, 2)
+                AGGREGATE_RUN(1, 2)
+                AGGREGATE_RUN(0, 3)
+                AGGREGATE_RUN(1, 3)
+                AGGREGATE_RUN(2, 3)
+#if REGISTERS >= 32
+                AGGREGATE_RUN(0, 4)
+                AGGREGATE_RUN(1, 4)
+                AGGREGATE_RUN(2, 4)
+                AGGREGATE_RUN(3, 4)
+                AGGREGATE_RUN(0, 5)
+                AGGREGATE_RUN(1, 5)
+                AGGREGATE_RUN(2, 5)
+                AGGREGATE_RUN(3, 5)
+                AGGREGATE_RUN(4, 5)
+                AGGREGATE_RUN(0, 6)
+                AGGREGATE_RUN(1, 6)
+                AGGREGATE_RUN(2, 6)
+                AGGREGATE_RUN(3, 6)
+                AGGREGATE_RUN(4, 6)
+                AGGREGATE_RUN(5, 6)
+#endif
+            }
+            if (__builtin_expect(skip, 0))
+                UNROLL
+            for (int r = 0; r < rows; r++)
+                weight[r] += r >= lo && r < hi ? skip * width : 0;
+        }
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            vec factor = vec_set1(a->end ? a->factor[r * VL + l] : 1);
+            real *out = a->end && a->out ? a->out[r] + l * a->out_lane : partial + r * a->sum_row;
+            UNROLL
+            for (int i = 0; i < vectors; i++) {
+                vec x = a->end ? vec_mul(sum[r][i], factor) : sum[r][i];
+                if (a->end && a->stream)
+                    vec_stream(out + i * VL, x);
+                else
+                    vec_storeu(out + i * VL, x);
+            }
+        }
+    }
+}
+
+/* One call of a scatter function: the rows that see one span, or some of them. */
+typedef struct scattering {
+    const na_span *span;
+    int lanes;           /* that are queries */
+    int64_t width;       /* between weights of one lane */
+    real *const *weight; /* of each row of the call: of the span's first key */
+    real *sum;           /* natural tokens of slot 0, aligned, at the call's first channel */
+    int64_t sum_step;    /* between tokens */
+    int64_t slot_tokens; /* tokens of a slot */
+    const real *grad;    /* of the call's first row, lane 0, at its first channel, aligned */
+    int64_t grad_row, grad_lane;
+} scattering;
+
+static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scattering *a)
+{
+    const na_span *s = a->span;
+    for (int l = 0; l < a->lanes; l++) {
+        vec grad[ROWS_MAX][CHANNELS_MAX];
+        const real *weight[ROWS_MAX];
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            weight[r] = a->weight[r] + l;
+            UNROLL
+            for (int i = 0; i < vectors; i++)
+                grad[r][i] = vec_load(a->grad + l * a->grad_lane + r * a->grad_row + i * VL);
+        }
+        int keys = s->len;
+        if (s->limit) {
+            int seen = s->limit[(s->hi - 1) * s->limit_step + l] - s->first;
+            keys = seen < keys ? seen : keys;
+        }
+        const int64_t token = s->slot * a->slot_tokens + s->x + s->start[l];
+        real *sum = a->sum + token * a->sum_step;
+        for (int k = 0; k < keys; k++, sum += s->step * a->sum_step) {
+            vec x[CHANNELS_MAX];
+            UNROLL
+            for (int i = 0; i < vectors; i++)
+                x[i] = vec_load(sum + i * VL);
+            UNROLL
+            for (int r = 0; r < rows; r++) {
+                vec p = vec_pin(vec_set1(*weight[r]));
+                weight[r] += a->width;
+                UNROLL
+                for (int i = 0; i < vectors; i++)
+                    x[i] = vec_fma(p, grad[r][i], x[i]);
+            }
+            UNROLL
+            for (int i = 0; i < vectors; i++)
+                vec_store(sum + i * VL, x[i]);
+        }
+    }
+}
+
+/* A function for each number of rows and of vectors. */
+#define ONE(name, type, rows, vectors)                                                             \
+    static void name##_##rows##_##vectors(const type *a) { name(rows, vectors, a); }
+#define ROWS(rows)                                                                                 \
+    ONE(aggregate, aggregation, rows, 1)                                                           \
+    ONE(aggregate, aggregation, rows, 2)                                                           \
+    ONE(aggregate, aggregation, rows, 3)                                                           \
+    ONE(aggregate, aggregation, rows, 4)                                                           \
+    ONE(scatter, scattering, rows, 1)                                                              \
+    ONE(scatter, scattering, rows, 2)                                                              \
+    ONE(scatter, scattering, rows, 3)                                                              \
+    ONE(scatter, scattering, rows, 4)
+ROW_COUNTS(ROWS)
+#undef ROWS
+#undef ONE
+
+static void (*const aggregate_table[][CHANNELS_MAX + 1])(const aggregation *) = {{0},
+#define ROWS(r) {0, aggregate_##r##_1, aggregate_##r##_2, aggregate_##r##_3, aggregate_##r##_4},
+                                                                                 ROW_COUNTS(ROWS)
+#undef ROWS
+};
+
+static void (*const scatter_table[][CHANNELS_MAX + 1])(const scattering *) = {{0},
+#define ROWS(r) {0, scatter_##r##_1, scatter_##r##_2, scatter_##r##_3, scatter_##r##_4},
+                                                                              ROW_COUNTS(ROWS)
+#undef ROWS
+};
+
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
+ * the number of channels, whose vectors may reach beyond it in value, sum and (if full) out. */
+static void aggregate_spans(const aggregation *a, int rows, int depth)
+{
+    const int vectors = (depth + VL - 1) / VL;
+    for (int row = 0; row < rows; row += AGGREGATE_ROWS) {
+        int count = rows - row < AGGREGATE_ROWS ? rows - row : AGGREGATE_ROWS;
+        for (int i = 0; i < vectors; i += CHANNELS_MAX) {
+            int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
+            real *out[ROWS_MAX];
+            aggregation b = *a;
+            b.row = row;
+            b.weight = a->weight + row;
+            b.value = a->value + i * VL;
+            b.sum = a->sum + row * a->sum_row + i * VL;
+            b.factor = a->factor + row * VL;
+            if (a->out) {
+                for (int r = 0; r < count; r++)
+                    out[r] = a->out[row + r] + i * VL;
+                b.out = out;
+            }
+            aggregate_table[count][some](&b);
+        }
+    }
+}
+
+/* The rows that see a span, all channels. `a` is filled in for tile row 0 and channel 0; weight[r]
+ * is where tile row r stands. */
+static void scatter_span(const scattering *a, int depth)
+{
+    const int vectors = (depth + VL - 1) / VL;
+    for (int row = a->span->lo; row < a->span->hi; row += SCATTER_ROWS) {
+        int left = a->span->hi - row, count = left < SCATTER_ROWS ? left : SCATTER_ROWS;
+        for (int i = 0; i < vectors; i += CHANNELS_MAX) {
+            int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
+            scattering b = *a;
+            b.weight = a->weight + row;
+            b.sum = a->sum + i * VL;
+            b.grad = a->grad + row * a->grad_row + i * VL;
+            scatter_table[count][some](&b);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: MIT
+ * Tensors in memory to packed operands and back, converted on the way: float16 and bfloat16 are
+ * stored, float is computed with.
+ * Parameters: the vector words of simd.h; REAL_F64: real is double. */
+
+/* What a real kernel reads and writes. */
+#ifdef REAL_F64
+#define STORED(X) X(NATTEN_F64)
+#else
+#define STORED(X) X(NATTEN_F32) X(NATTEN_F16) X(NATTEN_BF16)
+#endif
+
+/* A tensor of the problem, strides in bytes. */
+typedef struct tensor {
+    char *data;
+    int64_t batch, axis[3], head;
+    int dtype;
+} tensor;
+
+static tensor tensor_of(const natten_problem *problem, const natten_run *run, natten_role role)
+{
+    const natten_layout *layout = &problem->layout[role];
+    const int64_t size = role == NATTEN_LSE || role == NATTEN_D_LSE
+                             ? (int64_t)sizeof(real)
+                             : (int64_t)na_dtype_size((natten_dtype)problem->dtype);
+    tensor t = {na_has(problem, role) ? run->data[role] : NULL,
+                layout->batch * size,
+                {layout->axis[0] * size, layout->axis[1] * size, layout->axis[2] * size},
+                layout->head * size,
+                (int)problem->dtype};
+    return t;
+}
+
+/* The first channel of a token. */
+static inline char *tensor_at(const tensor *t, int64_t batch, int64_t head, int64_t z, int64_t y,
+                              int64_t x)
+{
+    return t->data + batch * t->batch + head * t->head + z * t->axis[0] + y * t->axis[1] +
+           x * t->axis[2];
+}
+
+/* Channels a packed natural token takes. */
+static inline int64_t padded(int64_t channels) { return (channels + VL - 1) / VL * VL; }
+
+static ALWAYS_INLINE int stored_size(const int dtype)
+{
+    return dtype == NATTEN_F64 ? 8 : dtype == NATTEN_F32 ? 4 : 2;
+}
+
+static ALWAYS_INLINE vec load_stored(const int dtype, const void *p)
+{
+#ifndef REAL_F64
+    if (dtype == NATTEN_F16)
+        return vec_load_f16(p);
+    if (dtype == NATTEN_BF16)
+        return vec_load_bf16(p);
+#endif
+    (void)dtype;
+    return vec_loadu(p);
+}
+
+static ALWAYS_INLINE void store_stored(const int dtype, void *p, vec a)
+{
+#ifndef REAL_F64
+    if (dtype == NATTEN_F16) {
+        vec_store_f16(p, a);
+        return;
+    }
+    if (dtype == NATTEN_BF16) {
+        vec_store_bf16(p, a);
+        return;
+    }
+#endif
+    (void)dtype;
+    vec_storeu(p, a);
+}
+
+/* The first n < VL elements; nothing beyond them is touched. */
+static ALWAYS_INLINE vec load_stored_part(const int dtype, const void *p, int n)
+{
+    if (stored_size(dtype) == sizeof(real))
+        return vec_load_part(p, n);
+    uint16_t all[VL] = {0};
+    for (int i = 0; i < n; i++)
+        all[i] = ((const uint16_t *)p)[i];
+    return load_stored(dtype, all);
+}
+
+static ALWAYS_INLINE void store_stored_part(const int dtype, void *p, int n, vec a)
+{
+    if (stored_size(dtype) == sizeof(real)) {
+        vec_store_part(p, n, a);
+        return;
+    }
+    uint16_t all[VL];
+    store_stored(dtype, all, a);
+    for (int i = 0; i < n; i++)
+        ((uint16_t *)p)[i] = all[i];
+}
+
+/* A square of at most VL tokens and exactly VL channels, or at most (part). */
+static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64_t token,
+                                      int tokens, int channels, vec factor, real *to,
+                                      int64_t channel)
+{
+    vec r[VL];
+    if (tokens == VL && channels == VL) {
+        UNROLL
+        for (int i = 0; i < VL; i++)
+            r[i] = load_stored(dtype, source + i * token);
+    } else {
+        UNROLL
+        for (int i = 0; i < VL; i++)
+            r[i] = i >= tokens      ? vec_zero()
+                   : channels == VL ? load_stored(dtype, source + i * token)
+                                    : load_stored_part(dtype, source + i * token, channels);
+    }
+    UNROLL
+    for (int i = 0; i < VL; i++)
+        r[i] = vec_mul(r[i], factor);
+    vec_transpose(r);
+    UNROLL
+    for (int i = 0; i < VL; i++)
+        if (i < channels)
+            vec_store(to + i * channel, r[i]);
+}
+
+/* Transposed: to[c * channel + t] = factor * (channel c of token t), t < tokens rounded up to VL,
+ * zero beyond the tokens. `to` and `channel` are multiples of VL; `token` is in bytes. */
+static void pack_transposed(int dtype, const char *source, int64_t token, int tokens, int channels,
+                            real factor, real *to, int64_t channel)
+{
+    const vec f = vec_set1(factor);
+    for (int t = 0; t < tokens; t += VL, source += VL * token, to += VL)
+        for (int c = 0; c < channels; c += VL) {
+            const int some = tokens - t < VL ? tokens - t : VL;
+            const int few = channels - c < VL ? channels - c : VL;
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        pack_square(type, source + c * stored_size(type), token, some, few, f, to + c * channel,   \
+                    channel);
+            STORED(ONE)
+#undef ONE
+        }
+}
+
+static ALWAYS_INLINE void pack_tokens(const int dtype, const char *source, int64_t token,
+                                      int tokens, int channels, real factor, real *to, int64_t step)
+{
+    const vec f = vec_set1(factor);
+    const int whole = channels / VL * VL;
+    for (int t = 0; t < tokens; t++, source += token, to += step) {
+        for (int c = 0; c < whole; c += VL)
+            vec_store(to + c, vec_mul(f, load_stored(dtype, source + c * stored_size(dtype))));
+        if (whole < channels)
+            vec_store(to + whole,
+                      vec_mul(f, load_stored_part(dtype, source + whole * stored_size(dtype),
+                                                  channels - whole)));
+    }
+}
+
+/* Natural: to[t * step + c] = factor * (channel c of token t), zero up to the next multiple of VL
+ * channels. `to` and `step` are multiples of VL. */
+static void pack_natural(int dtype, const char *source, int64_t token, int tokens, int channels,
+                         real factor, real *to, int64_t step)
+{
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        pack_tokens(type, source, token, tokens, channels, factor, to, step);
+    STORED(ONE)
+#undef ONE
+}
+
+static ALWAYS_INLINE void unpack_tokens(const int dtype, const real *source, int64_t step,
+                                        int tokens, int channels, char *to, int64_t token)
+{
+    const int whole = channels / VL * VL;
+    for (int t = 0; t < tokens; t++, source += step, to += token) {
+        for (int c = 0; c < whole; c += VL)
+            store_stored(dtype, to + c * stored_size(dtype), vec_load(source + c));
+        if (whole < channels)
+            store_stored_part(dtype, to + whole * stored_size(dtype), channels - whole,
+                              vec_load(source + whole));
+    }
+}
+
+/* Packed natural tokens to a tensor; nothing but their channels is written. */
+static void unpack_natural(int dtype, const real *source, int64_t step, int tokens, int channels,
+                           char *to, int64_t token)
+{
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        unpack_tokens(type, source, step, tokens, channels, to, token);
+    STORED(ONE)
+#undef ONE
+}

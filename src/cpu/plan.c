@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT
+ * Plans the vector kernels: what an instruction set needs of the machine, and what all of them need
+ * of a problem. The rest is each kernel's own business. */
+#include "core/env.h"
+#include "cpu/cpuid.h"
+#include "cpu/kernels.h"
+
+/* Tables count keys in int. */
+static const int64_t largest_window = INT32_MAX / 4;
+
+static natten_status plan_with(natten_plan *plan, const na_cpu_kernels *f32,
+                               const na_cpu_kernels *f64)
+{
+    const natten_problem *p = &plan->problem;
+    int64_t queries = p->batch;
+    for (int i = 0; i < 3; i++)
+        queries *= p->axis[i].query_extent != 0;
+    if (!queries)
+        return na_refuse(plan, "nothing to compute");
+    if (na_window_size(p) > largest_window)
+        return na_refuse(plan, "the window holds too many tokens");
+    const na_cpu_kernels *kernels = p->dtype == NATTEN_F64 ? f64 : f32;
+    if (!kernels->plan[p->op])
+        return na_refuse(plan, "no vector kernel for this op");
+    return kernels->plan[p->op](plan);
+}
+
+natten_status na_cpu_generic_plan(natten_plan *plan)
+{
+    return plan_with(plan, &na_cpu_generic_f32, &na_cpu_generic_f64);
+}
+
+#if defined(__x86_64__)
+
+natten_status na_cpu_avx512_plan(natten_plan *plan)
+{
+    if (na_disabled("avx512"))
+        return na_refuse(plan, "AVX-512 is switched off by NATTEN_DISABLE");
+    if (!na_cpu_has_avx512())
+        return na_refuse(plan, "this processor has no AVX-512 (F, DQ, BW, VL)");
+    return plan_with(plan, &na_cpu_avx512_f32, &na_cpu_avx512_f64);
+}
+
+natten_status na_cpu_avx2_plan(natten_plan *plan)
+{
+    if (na_disabled("avx2"))
+        return na_refuse(plan, "AVX2 is switched off by NATTEN_DISABLE");
+    if (!na_cpu_has_avx2())
+        return na_refuse(plan, "this processor has no AVX2 with FMA and F16C");
+    return plan_with(plan, &na_cpu_avx2_f32, &na_cpu_avx2_f64);
+}
+
+#else
+
+natten_status na_cpu_avx512_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "AVX-512 is for x86-64 processors");
+}
+
+natten_status na_cpu_avx2_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "AVX2 is for x86-64 processors");
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT
+ * How a problem is cut for vector kernels, as tables made once per plan.
+ *
+ * The lanes of a vector are consecutive queries of the innermost axis (lane tile). A tile has up to
+ * NA_ROWS rows of such lanes that see the same keys, so that a loaded key serves all of them: the
+ * heads of a group that share a key head, times either map rows a dilation apart along axis 1
+ * (upright) or lane tiles a dilation of vectors apart in one map row (across: 1-D maps).
+ * Keys are packed by key rows of one part (a range of the innermost axis) into a ring of slots. A
+ * span is a run of keys in one slot that the tile's rows [lo, hi) see. */
+#ifndef NATTEN_CPU_TILES_H
+#define NATTEN_CPU_TILES_H
+
+#include <stdint.h>
+
+#include "core/kernel.h"
+
+/* Bounds: lanes of a vector, rows of a tile, keys of a span (so that a block of probabilities can
+ * stay in the first-level cache). */
+enum { NA_LANES = 16, NA_ROWS = 6, NA_RUN = 48 };
+
+/* Where the keys of a tile's lanes lie in transposed memory, lane l at start[l]:
+ * SHIFT start[l] = l; PERMUTE start[l] < lanes; BROADCAST start[l] = 0; PERMUTE2 start[l] < 2 *
+ * lanes; GATHER anything. */
+enum { NA_SHIFT, NA_PERMUTE, NA_BROADCAST, NA_PERMUTE2, NA_GATHER };
+
+/* Up to `lanes` consecutive queries of the innermost axis. Lanes that are no queries have start 0
+ * (l for SHIFT) and limit 0. */
+typedef struct na_lanes {
+    int32_t query; /* the first lane's query */
+    int32_t count; /* lanes that are queries */
+    int32_t base;  /* the key all starts are counted from */
+    int32_t keys;  /* most keys of a lane */
+    int32_t mode;
+    int32_t half;    /* 1: the half words suffice */
+    int32_t masked;  /* 1: some lane has fewer keys than `keys` */
+    int32_t uniform; /* 1: bias is the same in all lanes */
+    int32_t start[NA_LANES];
+    int32_t limit[NA_LANES]; /* keys of the lane */
+    int32_t bias[NA_LANES];  /* place of the lane's first key in the innermost axis of the rpb */
+} na_lanes;
+
+/* Rows of a tile before heads are counted. */
+typedef struct na_block {
+    int32_t rows;
+    int32_t index[NA_ROWS];  /* upright: query of axis 1; across: number of the lane tile */
+    int32_t offset[NA_ROWS]; /* across: keys between the first row's window start and this one's */
+    int32_t keys;            /* across: keys from the first row's start to the last row's end */
+} na_block;
+
+/* A range of the innermost axis packed together. upright: the keys of the lane tiles [tile, end);
+ * across: `width` keys, of which runs begin only in the first `cut`. */
+typedef struct na_part {
+    int32_t tile, end;
+    int32_t first, width, cut;
+} na_part;
+
+typedef struct na_geometry {
+    int32_t lanes, half;
+    int32_t across;
+    int32_t group;      /* query heads per key head */
+    int32_t heads;      /* query heads of one tile */
+    int32_t head_tiles; /* tiles that take to cover a group */
+    int32_t lane_tiles, blocks, parts;
+    int32_t ring_z, ring_y, ring_part; /* slots of the ring: key rows of axes 0, 1; parts */
+    int32_t width;    /* most keys of a part, with room for a vector beyond the last start */
+    int32_t spread;   /* the largest start of any lane */
+    int32_t spans;    /* most spans of a tile */
+    int32_t key_rows; /* most key rows of a tile */
+    int64_t slots;    /* of the ring, then those of the additional tokens */
+    int64_t tasks;
+    na_lanes *lane;
+    na_block *block;
+    na_part *part;
+    natten_axis axis[3];
+    int64_t kv_heads, additional;
+    int64_t additional_slot; /* the first slot of additional tokens, geometry->width in each */
+} na_geometry;
+
+/* Makes the tables: lanes of a vector, lanes of a half vector (0: none), at most `rows` rows. NULL:
+ * no memory. */
+na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, int rows);
+void na_geometry_free(void *geometry);
+
+/* A unit of work: the tiles of one block. Tasks are numbered so that neighbours share packed keys.
+ */
+typedef struct na_work {
+    int64_t batch, kv_head;
+    int32_t head;  /* first query head */
+    int32_t heads; /* query heads of its tiles */
+    int32_t z, y;  /* query of axis 0; across: of axis 1 */
+    int32_t part;  /* upright */
+    int32_t rows;  /* of its tiles: rows of the block times heads, the head running fastest */
+    const na_block *block;
+} na_work;
+
+na_work na_work_at(const na_geometry *geometry, int64_t task);
+
+/* The query of axis 1 of tile row r. */
+static inline int32_t na_work_query(const na_geometry *geometry, const na_work *work, int row)
+{
+    return geometry->across ? work->y : work->block->index[row / work->heads];
+}
+
+/* The lane tile of tile row r; `tile` is the tile at hand (upright: part->tile <= tile < end). */
+static inline const na_lanes *na_work_lanes(const na_geometry *geometry, const na_work *work,
+                                            int tile, int row)
+{
+    return geometry->lane + (geometry->across ? work->block->index[row / work->heads] : tile);
+}
+
+/* A row of keys that rows [lo, hi) of the tiles see. */
+typedef struct na_key_row {
+    int32_t z, y; /* keys of axes 0, 1 */
+    int32_t lo, hi;
+    int64_t slot; /* of part 0; part p is at slot + p % ring_part */
+} na_key_row;
+
+/* The key rows of a task, at most geometry->key_rows; returns their number. */
+int na_key_rows(const na_geometry *geometry, const na_work *work, na_key_row *rows);
+
+/* The parts a task's keys lie in. */
+void na_work_parts(const na_geometry *geometry, const na_work *work, int *first, int *last);
+
+/* Packs what a slot is to hold: keys [part->first, + part->width) of the innermost axis, of key row
+ * (z, y). */
+typedef void (*na_pack)(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part);
+
+/* Has every slot a task needs packed, except those that hold it already by their tags: one for each
+ * slot before additional_slot, -1 at first. */
+void na_ring_fill(const na_geometry *geometry, const na_work *work, const na_key_row *rows,
+                  int row_count, int64_t *tags, na_pack pack, void *context);
+
+/* A run of keys, or of additional tokens (z = -1). */
+typedef struct na_span {
+    int64_t slot;   /* in the ring; additional tokens: after the ring's slots */
+    int32_t x;      /* the first key (of a lane of start 0), counted inside the slot */
+    int32_t step;   /* from one key to the next */
+    int32_t len;    /* keys */
+    int32_t lo, hi; /* rows of the tile that see it */
+    int32_t first;  /* place of the first key in the run of all the tile's keys of this row */
+    int32_t mode;
+    int32_t z, y;         /* keys of axes 0, 1; additional: -1, number of the first token */
+    int32_t limit_step;   /* between the limits of the tile's rows; upright 0: all are alike */
+    const int32_t *start; /* of lanes */
+    const int32_t *limit; /* `first` counts on to it; NULL: all lanes see all keys */
+} na_span;
+
+/* The spans of one tile, at most geometry->spans, in the order of their keys, additional tokens
+ * last. Across, `tile` is not looked at. Writes the limits that the spans point to. */
+int na_spans(const na_geometry *geometry, const na_work *work, int tile, const na_key_row *rows,
+             int row_count, na_span *spans, int32_t limits[NA_ROWS][NA_LANES]);
+
+#endif
