@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT
+ * Machines in a cloud are throttled for seconds at a time. So all kernels of a problem take turns,
+ * the peak is measured before and after each, and a sample beside a low peak is thrown away. */
+#include "bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "peak.h"
+
+enum { CONTESTANTS = 16, MOST_ROUNDS = 100 };
+
+static const double seconds_per_problem = 4, sample_seconds = 2e-3, least_share = 0.93;
+
+typedef struct contestant {
+    natten_plan *plan;
+    peak_width width;
+    double seconds[MOST_ROUNDS], peak[MOST_ROUNDS]; /* peak: the lower of before and after */
+    int samples;
+} contestant;
+
+/* Multiplications and additions that cannot be done without, of the useful slots only. */
+static double useful_flops(const natten_problem *p)
+{
+    double pairs = 1, queries = 1;
+    for (int a = 0; a < p->rank; a++) {
+        double slots = 0;
+        for (int64_t q = 0; q < p->axis[a].query_extent; q++) {
+            int64_t first, count;
+            natten_axis_window(&p->axis[a], q, &first, &count);
+            slots += (double)count;
+        }
+        pairs *= slots;
+        queries *= (double)p->axis[a].query_extent;
+    }
+    pairs = (pairs + queries * (double)p->additional_tokens) * (double)(p->batch * p->heads);
+    double d = (double)p->head_dim, e = (double)p->value_dim;
+    const double per_pair[NATTEN_OPS] = {
+        [NATTEN_FORWARD] = d + e,       [NATTEN_BACKWARD] = 3 * d + 2 * e, [NATTEN_QK] = d,
+        [NATTEN_QK_BACKWARD] = 2 * d,   [NATTEN_AV] = e,                   [NATTEN_AV_BACKWARD] = 2 * e};
+    return 2 * pairs * per_pair[p->op];
+}
+
+/* Seconds of one call, from as many calls as make a sample. */
+static double time_plan(const natten_plan *plan, const natten_run *run)
+{
+    int calls = 0;
+    double from = seconds_now(), took;
+    do {
+        if (natten_plan_run(plan, run) != NATTEN_OK)
+            return 0;
+        calls++;
+        took = seconds_now() - from;
+    } while (took < sample_seconds);
+    return took / calls;
+}
+
+static void compete(contestant *all, int count, const natten_run *run)
+{
+    double until = seconds_now() + seconds_per_problem;
+    for (int c = 0; c < count; c++)
+        time_plan(all[c].plan, run); /* warms caches, pages and threads */
+    for (int round = 0; round < MOST_ROUNDS && seconds_now() < until; round++)
+        for (int c = 0; c < count; c++) {
+            contestant *now = &all[c];
+            double before = peak_measure(now->width, (int)run->threads);
+            now->seconds[round] = time_plan(now->plan, run);
+            double after = peak_measure(now->width, (int)run->threads);
+            now->peak[round] = before < after ? before : after;
+            now->samples = round + 1;
+        }
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void report(const contestant *c, const test_problem *test, const natten_problem *p,
+                   int threads, int csv)
+{
+    double peak = 0, kept[MOST_ROUNDS];
+    int count = 0;
+    for (int i = 0; i < c->samples; i++)
+        peak = c->peak[i] > peak ? c->peak[i] : peak;
+    for (int i = 0; i < c->samples; i++)
+        if (c->peak[i] >= least_share * peak)
+            kept[count++] = c->seconds[i];
+    qsort(kept, (size_t)count, sizeof *kept, ascending);
+    double median = count ? kept[count / 2] : 0;
+    double rate = median > 0 ? useful_flops(p) / median * 1e-9 : 0;
+    if (p->dtype == NATTEN_F64)
+        peak /= 2; /* half the lanes */
+    printf(csv ? "%s_%s,%s,%d,%.4f,%.2f,%.1f,%.1f,%d,%d\n"
+               : "%s_%-40s %-26s %2d threads %9.4f ms %8.2f GFLOP/s, peak %7.1f: %5.1f %%  "
+                 "(%d of %d samples)\n",
+           op_name((natten_op)p->op), test->text, natten_plan_kernel(c->plan), threads,
+           median * 1e3, rate, peak, peak > 0 ? 100 * rate / peak : 0, count, c->samples);
+}
+
+static int gather(const natten_problem *problem, const char *only, contestant *all)
+{
+    const char *name;
+    int count = 0;
+    for (size_t i = 0; count < CONTESTANTS && (name = natten_kernel_name(i)); i++) {
+        natten_plan *plan;
+        if (only && strncmp(name, only, strlen(only)))
+            continue;
+        if (natten_plan_create(problem, name, &plan) != NATTEN_OK)
+            continue;
+        if (strcmp(natten_plan_kernel(plan), name)) {
+            natten_plan_destroy(plan);
+            continue;
+        }
+        all[count].plan = plan;
+        all[count].samples = 0;
+        all[count++].width = peak_of_kernel(name);
+    }
+    return count;
+}
+
+void bench_problem(const test_problem *test, natten_op op, const char *only, uint64_t seed,
+                   int threads, int csv)
+{
+    static contestant all[CONTESTANTS];
+    natten_problem problem;
+    trial t;
+    tensor tensors[NATTEN_ROLES];
+    natten_run run = {.threads = threads};
+    if (!problem_of_op(test, op, &problem))
+        return;
+    const char *complaint = trial_make_inputs(&t, &problem, seed);
+    int made = !complaint && trial_tensors(&t, PLACE_START, tensors, &run);
+    if (!made)
+        printf("%s_%s: %s\n", op_name(op), test->text, complaint ? complaint : "no memory");
+    int count = made ? gather(&problem, only, all) : 0;
+    compete(all, count, &run);
+    for (int c = 0; c < count; c++) {
+        report(&all[c], test, &problem, threads, csv);
+        natten_plan_destroy(all[c].plan);
+    }
+    if (made)
+        trial_tensors_free(tensors);
+    trial_free(&t);
+}
