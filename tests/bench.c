@@ -37,8 +37,9 @@ static double useful_flops(const natten_problem *p)
     pairs = (pairs + queries * (double)p->additional_tokens) * (double)(p->batch * p->heads);
     double d = (double)p->head_dim, e = (double)p->value_dim;
     const double per_pair[NATTEN_OPS] = {
-        [NATTEN_FORWARD] = d + e,       [NATTEN_BACKWARD] = 3 * d + 2 * e, [NATTEN_QK] = d,
-        [NATTEN_QK_BACKWARD] = 2 * d,   [NATTEN_AV] = e,                   [NATTEN_AV_BACKWARD] = 2 * e};
+        [NATTEN_FORWARD] = d + e, [NATTEN_BACKWARD] = 3 * d + 2 * e,
+        [NATTEN_QK] = d,          [NATTEN_QK_BACKWARD] = 2 * d,
+        [NATTEN_AV] = e,          [NATTEN_AV_BACKWARD] = 2 * e};
     return 2 * pairs * per_pair[p->op];
 }
 

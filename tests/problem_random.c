@@ -91,7 +91,7 @@ static void put_axes(writer *w, int odd_windows)
         put_blocks(w, axis);
 }
 
-void problem_random(uint64_t *random, char *text, size_t size)
+static void write_problem(uint64_t *random, char *text, size_t size)
 {
     static const char *const dtypes[] = {"f32", "f32", "f64", "f16", "bf16"};
     static const char *const orders[] = {"hl", "hf", "qkv", "odd", "neg", "bcast"};
@@ -114,4 +114,24 @@ void problem_random(uint64_t *random, char *text, size_t size)
     if (one_in(&w, 5))
         put(&w, "_g%s", gradients[below(&w, 8)]);
     put(&w, "_%s_%s", orders[below(&w, 6)], dtypes[below(&w, 5)]);
+}
+
+/* The reference takes a second for some 1e8 of these. */
+static double work_of(const char *text)
+{
+    test_problem test;
+    if (problem_parse(text, &test))
+        return 0; /* whoever runs it will say so */
+    const natten_problem *p = &test.problem;
+    double work = (double)(p->batch * p->heads * (p->head_dim + p->value_dim + 30));
+    for (int a = 0; a < p->rank; a++)
+        work *= (double)(p->axis[a].query_extent * p->axis[a].window);
+    return work;
+}
+
+void problem_random(uint64_t *random, char *text, size_t size)
+{
+    do
+        write_problem(random, text, size);
+    while (work_of(text) > 3e6);
 }

@@ -19,9 +19,24 @@ uint64_t random_next(uint64_t *state)
     return z ^ z >> 31;
 }
 
-static const char *const role_names[NATTEN_ROLES] = {
-    "query",   "key",     "value", "out",   "lse",    "attn",  "rpb",   "additional_key",   "additional_value",
-    "d_query", "d_key", "d_value", "d_out", "d_lse", "d_attn", "d_rpb", "d_additional_key", "d_additional_value"};
+static const char *const role_names[NATTEN_ROLES] = {"query",
+                                                     "key",
+                                                     "value",
+                                                     "out",
+                                                     "lse",
+                                                     "attn",
+                                                     "rpb",
+                                                     "additional_key",
+                                                     "additional_value",
+                                                     "d_query",
+                                                     "d_key",
+                                                     "d_value",
+                                                     "d_out",
+                                                     "d_lse",
+                                                     "d_attn",
+                                                     "d_rpb",
+                                                     "d_additional_key",
+                                                     "d_additional_value"};
 
 const char *role_name(natten_role role) { return role_names[role]; }
 
@@ -63,8 +78,15 @@ test_shape role_shape(const natten_problem *problem, natten_role role)
 {
     const natten_problem *p = problem;
     test_shape shape = {p->batch, {1, 1, 1}, p->heads, 1};
-    int gradient_of[] = {NATTEN_QUERY, NATTEN_KEY,  NATTEN_VALUE,          NATTEN_OUT,           NATTEN_LSE,
-                         NATTEN_ATTN,  NATTEN_RPB,  NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE};
+    int gradient_of[] = {NATTEN_QUERY,
+                         NATTEN_KEY,
+                         NATTEN_VALUE,
+                         NATTEN_OUT,
+                         NATTEN_LSE,
+                         NATTEN_ATTN,
+                         NATTEN_RPB,
+                         NATTEN_ADDITIONAL_KEY,
+                         NATTEN_ADDITIONAL_VALUE};
     int what = role < NATTEN_D_QUERY ? (int)role : gradient_of[role - NATTEN_D_QUERY];
     int of_keys = what == NATTEN_KEY || what == NATTEN_VALUE;
     int added = what == NATTEN_ADDITIONAL_KEY || what == NATTEN_ADDITIONAL_VALUE;
@@ -101,7 +123,8 @@ static natten_layout padded_layout(test_shape shape, int64_t channels, int64_t p
     return layout;
 }
 
-static natten_layout role_layout(const test_problem *test, const natten_problem *p, natten_role role)
+static natten_layout role_layout(const test_problem *test, const natten_problem *p,
+                                 natten_role role)
 {
     test_shape shape = role_shape(p, role);
     int64_t channels = p->heads * p->head_dim + p->kv_heads * (p->head_dim + p->value_dim);

@@ -18,12 +18,12 @@ typedef struct tensor {
     natten_dtype dtype; /* of the elements: f32 or f64 for a lse */
     test_shape shape;
     natten_layout layout;
-    int64_t rows;     /* lines of shape.channel elements */
-    int64_t low;      /* offset of the lowest element, <= 0 */
-    size_t bytes;     /* from the lowest element to the end of the highest */
-    char *map;        /* the mapping, with the forbidden pages */
+    int64_t rows; /* lines of shape.channel elements */
+    int64_t low;  /* offset of the lowest element, <= 0 */
+    size_t bytes; /* from the lowest element to the end of the highest */
+    char *map;    /* the mapping, with the forbidden pages */
     size_t map_bytes;
-    char *base;       /* where the lowest element is */
+    char *base; /* where the lowest element is */
 } tensor;
 
 /* Makes the tensor of a role; 0 when there is no memory. All bytes are poison. */

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int has(const natten_problem *problem, int role) { return (int)(problem->roles >> role & 1); }
+static int has(const natten_problem *problem, int role)
+{
+    return (int)(problem->roles >> role & 1);
+}
 
 static double uniform(uint64_t *random) { return (double)(random_next(random) >> 11) * 0x1p-53; }
 
@@ -104,8 +107,7 @@ static const char *make_forward_results(trial *t, const char *only)
     const uint64_t results = natten_bit(NATTEN_OUT) | natten_bit(NATTEN_LSE);
     const uint64_t inputs = natten_bit(NATTEN_QUERY) | natten_bit(NATTEN_KEY) |
                             natten_bit(NATTEN_VALUE) | natten_bit(NATTEN_RPB) |
-                            natten_bit(NATTEN_ADDITIONAL_KEY) |
-                            natten_bit(NATTEN_ADDITIONAL_VALUE);
+                            natten_bit(NATTEN_ADDITIONAL_KEY) | natten_bit(NATTEN_ADDITIONAL_VALUE);
     natten_problem forward = t->problem;
     forward.op = NATTEN_FORWARD;
     forward.roles &= inputs | results;
@@ -198,6 +200,19 @@ static double roundoffs(const natten_problem *p, natten_role role)
     return 24 + 0.25 * sqrt(window);
 }
 
+/* Where a window holds one key the gradient through the softmax is 0: what would be left of it
+ * elsewhere is the yardstick there. */
+static double usual_size(const natten_problem *p, natten_role role)
+{
+    double slots = (double)p->additional_tokens, window = 1;
+    for (int a = 0; a < p->rank; a++)
+        window *= (double)p->axis[a].window;
+    if (p->op != NATTEN_BACKWARD || role == NATTEN_D_VALUE || role == NATTEN_D_ADDITIONAL_VALUE)
+        return 0;
+    double through_softmax = sqrt((double)p->value_dim / (slots + window));
+    return role == NATTEN_D_RPB ? through_softmax : fabs(p->scale) * through_softmax;
+}
+
 trial_error trial_compare(const trial *t, natten_role role, const double *got)
 {
     const double *expected = t->values[role];
@@ -224,6 +239,7 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
             error.expected = exact;
         }
     }
+    largest = fmax(largest, usual_size(&t->problem, role));
     double unit = dtype == NATTEN_F64 ? 0x1p-53 : 0x1p-24;
     /* An error of the logits is an absolute error of a lse; and its own rounding. */
     error.allowed = is_lse ? unit * (28 + 0.5 * largest)

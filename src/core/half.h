@@ -61,6 +61,8 @@ static inline uint16_t na_f16_store(double value)
         return sign | 0x7e00;
     if (magnitude >= 65520.0)
         return sign | 0x7c00;
+    if (magnitude == 0) /* has no exponent */
+        return sign;
     int exponent;
     frexp(magnitude, &exponent);
     /* Halves of this size are multiples of 2^step; below 2^-14 all are of 2^-24. */

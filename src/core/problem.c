@@ -212,9 +212,12 @@ static natten_status check_outputs(const natten_problem *p)
         na_shape shape = na_role_shape(p, (natten_role)role);
         const natten_layout *layout = &p->layout[role];
         int overlaps = (shape.batch > 1 && !layout->batch) || (shape.heads > 1 && !layout->head);
-        for (int i = 0; i < 3; i++)
+        int empty = !shape.batch;
+        for (int i = 0; i < 3; i++) {
             overlaps |= shape.extent[i] > 1 && !layout->axis[i];
-        if (overlaps)
+            empty |= !shape.extent[i];
+        }
+        if (overlaps && !empty)
             return BAD("The layout of %s has a stride of 0: its elements would overlap.",
                        na_role_name((natten_role)role));
     }

@@ -14,6 +14,7 @@ typedef struct work {
     void *const *data;
     double *sums[NATTEN_ROLES]; /* gradients many queries add to, contiguous */
     double *weights;            /* a number for each slot of the query at hand */
+    double *line;               /* and for each of its value's channels */
 } work;
 
 typedef struct place {
@@ -36,20 +37,34 @@ static int64_t offset_of(const work *w, natten_role role, place p)
            p.at[2] * layout->axis[2] + p.head * layout->head;
 }
 
+static size_t size_of(const work *w, natten_role role)
+{
+    return na_dtype_size(na_role_dtype(w->problem, role));
+}
+
+static double element(natten_dtype dtype, const void *line, int64_t i)
+{
+    switch (dtype) {
+    case NATTEN_F64:
+        return ((const double *)line)[i];
+    case NATTEN_F16:
+        return na_f16_load(((const uint16_t *)line)[i]);
+    case NATTEN_BF16:
+        return na_bf16_load(((const uint16_t *)line)[i]);
+    default:
+        return ((const float *)line)[i];
+    }
+}
+
+/* The channels of one token and head. */
+static const void *line_of(const work *w, natten_role role, place p)
+{
+    return (const char *)w->data[role] + offset_of(w, role, p) * (int64_t)size_of(w, role);
+}
+
 static double load(const work *w, natten_role role, place p, int64_t channel)
 {
-    const void *data = w->data[role];
-    int64_t i = offset_of(w, role, p) + channel;
-    switch (na_role_dtype(w->problem, role)) {
-    case NATTEN_F64:
-        return ((const double *)data)[i];
-    case NATTEN_F16:
-        return na_f16_load(((const uint16_t *)data)[i]);
-    case NATTEN_BF16:
-        return na_bf16_load(((const uint16_t *)data)[i]);
-    default:
-        return ((const float *)data)[i];
-    }
+    return element(na_role_dtype(w->problem, role), line_of(w, role, p), channel);
 }
 
 static void store(const work *w, natten_role role, place p, int64_t channel, double value)
@@ -71,16 +86,36 @@ static void store(const work *w, natten_role role, place p, int64_t channel, dou
     }
 }
 
-/* Adds to a gradient, if it is wanted. */
-static void add(const work *w, natten_role role, place p, int64_t channel, double value)
+/* Where the sums of a gradient's channels are; NULL if it is not wanted. */
+static double *sums_of(const work *w, natten_role role, place p)
 {
     if (!w->sums[role])
-        return;
+        return NULL;
     na_shape s = na_role_shape(w->problem, role);
     int64_t i = p.batch;
     for (int a = 0; a < 3; a++)
         i = i * s.extent[a] + p.at[a];
-    w->sums[role][(i * s.heads + p.head) * s.channels + channel] += value;
+    return w->sums[role] + (i * s.heads + p.head) * s.channels;
+}
+
+/* sums += factor * channels of `role` at p */
+static void add_line(const work *w, double *sums, double factor, natten_role role, place p,
+                     int64_t channels)
+{
+    natten_dtype dtype = na_role_dtype(w->problem, role);
+    const void *line = line_of(w, role, p);
+    for (int64_t c = 0; sums && c < channels; c++)
+        sums[c] += factor * element(dtype, line, c);
+}
+
+static double dot(const work *w, natten_role a, place at_a, natten_role b, place at_b, int64_t n)
+{
+    natten_dtype dtype = (natten_dtype)w->problem->dtype;
+    const void *line_a = line_of(w, a, at_a), *line_b = line_of(w, b, at_b);
+    double sum = 0;
+    for (int64_t c = 0; c < n; c++)
+        sum += element(dtype, line_a, c) * element(dtype, line_b, c);
+    return sum;
 }
 
 static slot slot_of(const work *w, place query, int64_t index)
@@ -124,36 +159,31 @@ static natten_role value_role(slot s)
 
 static double logit(const work *w, place query, slot s)
 {
-    double sum = 0;
-    for (int64_t c = 0; c < w->problem->head_dim; c++)
-        sum += load(w, NATTEN_QUERY, query, c) * load(w, key_role(s), s.key, c);
-    sum *= w->problem->scale;
+    double product = dot(w, NATTEN_QUERY, query, key_role(s), s.key, w->problem->head_dim);
+    double logit = product * w->problem->scale;
     if (s.kind == WINDOW_KEY && na_has(w->problem, NATTEN_RPB))
-        sum += load(w, NATTEN_RPB, s.bias, 0);
-    return sum;
+        logit += load(w, NATTEN_RPB, s.bias, 0);
+    return logit;
 }
 
 /* d_out . value */
 static double value_product(const work *w, place query, slot s)
 {
-    double sum = 0;
-    for (int64_t c = 0; c < w->problem->value_dim; c++)
-        sum += load(w, NATTEN_D_OUT, query, c) * load(w, value_role(s), s.key, c);
-    return sum;
+    return dot(w, NATTEN_D_OUT, query, value_role(s), s.key, w->problem->value_dim);
 }
 
 /* out = sum of weight times value */
 static void gather_values(const work *w, place query, int64_t slots)
 {
-    for (int64_t c = 0; c < w->problem->value_dim; c++) {
-        double sum = 0;
-        for (int64_t i = 0; i < slots; i++) {
-            slot s = slot_of(w, query, i);
-            if (s.kind != FORBIDDEN)
-                sum += w->weights[i] * load(w, value_role(s), s.key, c);
-        }
-        store(w, NATTEN_OUT, query, c, sum);
+    int64_t channels = w->problem->value_dim;
+    memset(w->line, 0, (size_t)channels * sizeof *w->line);
+    for (int64_t i = 0; i < slots; i++) {
+        slot s = slot_of(w, query, i);
+        if (s.kind != FORBIDDEN)
+            add_line(w, w->line, w->weights[i], value_role(s), s.key, channels);
     }
+    for (int64_t c = 0; c < channels; c++)
+        store(w, NATTEN_OUT, query, c, w->line[c]);
 }
 
 /* What the gradient of one logit adds to query, key and bias. */
@@ -161,20 +191,19 @@ static void spread_logit(const work *w, place query, slot s, double gradient)
 {
     natten_role d_key = s.kind == ADDITIONAL ? NATTEN_D_ADDITIONAL_KEY : NATTEN_D_KEY;
     double scaled = gradient * w->problem->scale;
-    for (int64_t c = 0; c < w->problem->head_dim; c++) {
-        add(w, NATTEN_D_QUERY, query, c, scaled * load(w, key_role(s), s.key, c));
-        add(w, d_key, s.key, c, scaled * load(w, NATTEN_QUERY, query, c));
-    }
-    if (s.kind == WINDOW_KEY)
-        add(w, NATTEN_D_RPB, s.bias, 0, gradient);
+    int64_t channels = w->problem->head_dim;
+    add_line(w, sums_of(w, NATTEN_D_QUERY, query), scaled, key_role(s), s.key, channels);
+    add_line(w, sums_of(w, d_key, s.key), scaled, NATTEN_QUERY, query, channels);
+    if (s.kind == WINDOW_KEY && w->sums[NATTEN_D_RPB])
+        *sums_of(w, NATTEN_D_RPB, s.bias) += gradient;
 }
 
 /* What one weight sends back to its value. */
 static void spread_value(const work *w, place query, slot s, double weight)
 {
     natten_role d_value = s.kind == ADDITIONAL ? NATTEN_D_ADDITIONAL_VALUE : NATTEN_D_VALUE;
-    for (int64_t c = 0; c < w->problem->value_dim; c++)
-        add(w, d_value, s.key, c, weight * load(w, NATTEN_D_OUT, query, c));
+    double *sums = sums_of(w, d_value, s.key);
+    add_line(w, sums, weight, NATTEN_D_OUT, query, w->problem->value_dim);
 }
 
 static void forward(const work *w, place query, int64_t slots)
@@ -199,8 +228,7 @@ static void backward(const work *w, place query, int64_t slots)
 {
     double lse = load(w, NATTEN_LSE, query, 0);
     double delta = na_has(w->problem, NATTEN_D_LSE) ? -load(w, NATTEN_D_LSE, query, 0) : 0;
-    for (int64_t c = 0; c < w->problem->value_dim; c++)
-        delta += load(w, NATTEN_D_OUT, query, c) * load(w, NATTEN_OUT, query, c);
+    delta += dot(w, NATTEN_D_OUT, query, NATTEN_OUT, query, w->problem->value_dim);
     for (int64_t i = 0; i < slots; i++) {
         slot s = slot_of(w, query, i);
         if (s.kind == FORBIDDEN)
@@ -289,7 +317,8 @@ static natten_status run_reference(const natten_plan *plan, const natten_run *ru
     size_t slots = (size_t)(na_window_size(p) + p->additional_tokens);
     work w = {.problem = p, .data = run->data};
     w.weights = malloc(slots * sizeof *w.weights);
-    int enough = w.weights != NULL;
+    w.line = malloc((size_t)p->value_dim * sizeof *w.line);
+    int enough = w.weights && w.line;
     for (int role = 0; role < NATTEN_ROLES; role++) {
         if (!has_sums(p, (natten_role)role))
             continue;
@@ -306,6 +335,7 @@ static natten_status run_reference(const natten_plan *plan, const natten_run *ru
     }
     for (int role = 0; role < NATTEN_ROLES; role++)
         free(w.sums[role]);
+    free(w.line);
     free(w.weights);
     return enough ? NATTEN_OK
                   : na_fail(NATTEN_ERROR_MEMORY, "No memory for the sums of a gradient.");
