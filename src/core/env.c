@@ -28,3 +28,9 @@ int na_disabled(const char *word)
     }
     return 0;
 }
+
+const char *na_environment(const char *name)
+{
+    const char *value = getenv(name);
+    return value && *value ? value : NULL;
+}

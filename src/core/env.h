@@ -8,4 +8,8 @@
  * (the torch tier). */
 int na_disabled(const char *word);
 
+/* Any other variable, NULL if it is unset or empty: NATTEN_CACHE_DIR, NATTEN_JIT, NATTEN_NVRTC, and
+ * HOME, XDG_CACHE_HOME, CUDA_HOME, NVRTC_APPEND_FLAGS, which are others' to define. */
+const char *na_environment(const char *name);
+
 #endif

@@ -11,7 +11,7 @@
 #include "core/status.h"
 #include "cuda/device.h"
 
-#define NA_MACROS 24
+enum { NA_MACROS = 24, NA_ARCH = 24 };
 
 typedef struct na_macro {
     char name[24];
@@ -21,8 +21,8 @@ typedef struct na_macro {
 /* Compared by its bytes: made by na_special_init, extended by na_special_set, never by hand. Put
  * into macros what changes the code, and only that; sizes, windows and strides are arguments. */
 typedef struct na_special {
-    char source[32]; /* "reference.cu" */
-    char arch[12];   /* "sm_75", "sm_90a" */
+    char source[32];    /* "reference.cu" */
+    char arch[NA_ARCH]; /* "sm_75", "sm_90a" */
     na_macro macros[NA_MACROS];
 } na_special;
 
@@ -45,19 +45,14 @@ typedef struct na_cubin {
  */
 natten_status na_jit_compile(const na_special *special, na_cubin *cubin, char **log);
 
-/* The loaded kernel: `entry` is the name of a __global__ function of the text. Valid on every
+/* The loaded kernel: `name` is that of a __global__ function of the text. Valid on every
  * device that takes the architecture, until the process ends. Fails with NATTEN_ERROR_UNSUPPORTED
  * where it would have to be compiled and there is no NVRTC, or NATTEN_JIT=off. Call it with a
  * context entered (na_context_enter). Safe during stream capture. */
-natten_status na_jit_function(const na_device *device, const na_special *special, const char *entry,
-                              void **function);
-
-/* Starts compiling what is not in memory or on disk yet, on a thread of its own, and returns: for
- * kernels that will be wanted soon. Failures are kept for na_jit_function to report. */
-void na_jit_prepare(const na_special *special);
+natten_status na_jit_function(const na_special *special, const char *name, void **function);
 
 /* The architecture to compile for: "sm_90" for compute capability 9.0, and "sm_90a" where the text
  * needs what only that generation has. */
-void na_arch_of(const na_device *device, int only_this_generation, char arch[12]);
+void na_arch_of(const na_device *device, int only_this_generation, char arch[NA_ARCH]);
 
 #endif

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT */
+#include "cuda/device.h"
+
+#include <pthread.h>
+#include <stdio.h>
+
+#include "core/lock.h"
+#include "cuda/driver.h"
+
+enum { MOST_DEVICES = 64 };
+
+/* CUdevice_attribute */
+enum {
+    MULTIPROCESSOR_COUNT = 16,
+    L2_CACHE_SIZE = 38,
+    COMPUTE_CAPABILITY_MAJOR = 75,
+    COMPUTE_CAPABILITY_MINOR = 76,
+    MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97
+};
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static na_device devices[MOST_DEVICES];
+static int device_count;
+static void *primary[MOST_DEVICES];
+
+static void find_devices(void)
+{
+    const char *why;
+    const na_driver *cuda = na_driver_find(&why);
+    if (!cuda || cuda->cuDeviceGetCount(&device_count))
+        device_count = 0;
+    if (device_count > MOST_DEVICES)
+        device_count = MOST_DEVICES;
+    for (int i = 0; i < device_count; i++) {
+        na_device *device = &devices[i];
+        const struct {
+            int attribute, *value;
+        } asked[] = {{COMPUTE_CAPABILITY_MAJOR, &device->major},
+                     {COMPUTE_CAPABILITY_MINOR, &device->minor},
+                     {MULTIPROCESSOR_COUNT, &device->multiprocessors},
+                     {MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &device->shared_memory},
+                     {L2_CACHE_SIZE, &device->l2_bytes}};
+        int handle;
+        device->index = i;
+        if (cuda->cuDeviceGet(&handle, i))
+            continue;
+        cuda->cuDeviceGetName(device->name, sizeof device->name, handle);
+        for (int j = 0; j < 5; j++)
+            cuda->cuDeviceGetAttribute(asked[j].value, asked[j].attribute, handle);
+    }
+}
+
+natten_status na_device_of(natten_plan *plan, const na_device **device)
+{
+    const char *why;
+    int64_t index = plan->problem.device_index;
+    if (!na_driver_find(&why))
+        return na_refuse(plan, "%s", why);
+    pthread_once(&once, find_devices);
+    if (index < 0 || index >= device_count)
+        return na_refuse(plan, "there is no CUDA device %d, there are %d", (int)index,
+                         device_count);
+    if (devices[index].major * 10 + devices[index].minor < 75)
+        return na_refuse(plan, "%s has compute capability %d.%d, and 7.5 is needed",
+                         devices[index].name, devices[index].major, devices[index].minor);
+    *device = &devices[index];
+    return NATTEN_OK;
+}
+
+natten_status na_context_enter(int device_index, na_context *context)
+{
+    const char *why;
+    const na_driver *cuda = na_driver_find(&why);
+    context->pushed = 0;
+    if (!cuda)
+        return na_fail(NATTEN_ERROR_DEVICE, "CUDA cannot be used: %s.", why);
+    void *current = NULL;
+    int handle, current_handle;
+    natten_status status = na_driver_check(cuda->cuDeviceGet(&handle, device_index), "cuDeviceGet");
+    if (status != NATTEN_OK)
+        return status;
+    if (!cuda->cuCtxGetCurrent(&current) && current && !cuda->cuCtxGetDevice(&current_handle) &&
+        current_handle == handle)
+        return NATTEN_OK;
+    /* Retained once and kept until the process ends. */
+    na_lock_take(NA_LOCK_JIT);
+    if (!primary[device_index])
+        status = na_driver_check(cuda->cuDevicePrimaryCtxRetain(&primary[device_index], handle),
+                                 "cuDevicePrimaryCtxRetain");
+    na_lock_give(NA_LOCK_JIT);
+    if (status == NATTEN_OK)
+        status = na_driver_check(cuda->cuCtxPushCurrent(primary[device_index]), "cuCtxPushCurrent");
+    context->pushed = status == NATTEN_OK;
+    return status;
+}
+
+void na_context_leave(na_context context)
+{
+    const char *why;
+    const na_driver *cuda = na_driver_find(&why);
+    void *popped;
+    if (cuda && context.pushed)
+        cuda->cuCtxPopCurrent(&popped);
+}

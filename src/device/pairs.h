@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT
+ * Queries, keys and the pairs they make, for kernels that go through them one by one.
+ *
+ * Parameters: NA_DTYPE (natten_dtype). Gives `real`, what sums are taken in. */
+#ifndef NATTEN_DEVICE_PAIRS_H
+#define NATTEN_DEVICE_PAIRS_H
+
+#include "device/reference.h"
+#include "device/words/words.h"
+
+#if NA_DTYPE == 1 /* NATTEN_F64 */
+typedef double real;
+#define SHUFFLE na_shuffle_double
+#define EXP exp
+#define LOG log
+#else
+typedef float real;
+#define SHUFFLE na_shuffle_float
+#define EXP expf
+#define LOG logf
+#endif
+
+typedef struct place {
+    int batch, head, at[3]; /* as the layout counts */
+} place;
+
+/* A query and one of the tokens it attends to. */
+typedef struct pair {
+    place query, key;
+    int additional;
+    int slot;     /* among the query's */
+    int64_t bias; /* where the pair's entry of the bias lies */
+} pair;
+
+/* ------------------------------------------------------------------------------------------
+ * memory */
+
+NA_WORD int has(const na_reference *p, natten_role role)
+{
+    return (int)(p->problem.roles >> role & 1);
+}
+
+NA_WORD int64_t offset_of(const na_reference *p, natten_role role, const place *at)
+{
+    const natten_layout *layout = &p->problem.layout[role];
+    return at->batch * layout->batch + at->at[0] * layout->axis[0] + at->at[1] * layout->axis[1] +
+           at->at[2] * layout->axis[2] + at->head * layout->head;
+}
+
+NA_WORD real load(const na_reference *p, natten_role role, int64_t index)
+{
+    const void *data = p->data[role];
+    if (NA_DTYPE == NATTEN_F64)
+        return (real)((const double *)data)[index];
+    if (NA_DTYPE == NATTEN_F32 || role == NATTEN_LSE || role == NATTEN_D_LSE)
+        return ((const float *)data)[index];
+    if (NA_DTYPE == NATTEN_F16)
+        return na_float_of_f16(((const uint16_t *)data)[index]);
+    return na_float_of_bf16(((const uint16_t *)data)[index]);
+}
+
+NA_WORD void store(const na_reference *p, natten_role role, int64_t index, real value)
+{
+    void *data = p->data[role];
+    if (NA_DTYPE == NATTEN_F64)
+        ((double *)data)[index] = value;
+    else if (NA_DTYPE == NATTEN_F32 || role == NATTEN_LSE)
+        ((float *)data)[index] = (float)value;
+    else if (NA_DTYPE == NATTEN_F16)
+        ((uint16_t *)data)[index] = na_f16_of_float((float)value);
+    else
+        ((uint16_t *)data)[index] = na_bf16_of_float((float)value);
+}
+
+/* ------------------------------------------------------------------------------------------
+ * places and pairs */
+
+/* Token `index` of a box as coordinates, innermost axis fastest. */
+NA_WORD void token_of(int index, const int *extent, int *at)
+{
+    for (int a = 2; a >= 0; a--) {
+        at[a] = index % extent[a];
+        index /= extent[a];
+    }
+}
+
+/* Tokens of a box; the plan has made sure that an int counts them. */
+NA_WORD int tokens_of(const int *extent) { return extent[0] * extent[1] * extent[2]; }
+
+/* Task `index`: a token of a head of a batch. */
+NA_WORD place place_of(int64_t index, const int *extent, int heads)
+{
+    int tokens = tokens_of(extent);
+    int64_t row = index / tokens;
+    place at;
+    token_of((int)(index % tokens), extent, at.at);
+    at.head = (int)(row % heads);
+    at.batch = (int)(row / heads);
+    return at;
+}
+
+NA_WORD int kv_head(const na_reference *p, int head)
+{
+    return head / (int)(p->problem.heads / p->problem.kv_heads);
+}
+
+/* Tokens in a window. */
+NA_WORD int window_size(const na_reference *p)
+{
+    return p->axis[0].window * p->axis[1].window * p->axis[2].window;
+}
+
+NA_WORD pair additional_pair(const na_reference *p, const place *query, int token)
+{
+    pair result;
+    result.query = *query;
+    result.key.batch = query->batch;
+    result.key.head = kv_head(p, query->head);
+    result.key.at[0] = token;
+    result.key.at[1] = result.key.at[2] = 0;
+    result.additional = 1;
+    result.slot = window_size(p) + token;
+    result.bias = 0;
+    return result;
+}
+
+/* The pair of a query and the keys `step` steps into its window; 0 if the causal mask forbids it.
+ */
+NA_WORD int window_pair(const na_reference *p, const place *query, const int *step, pair *result)
+{
+    int allowed = 1;
+    result->query = *query;
+    result->key.batch = query->batch;
+    result->key.head = kv_head(p, query->head);
+    result->additional = 0;
+    result->slot = 0;
+    result->bias = query->head * p->problem.layout[NATTEN_RPB].head;
+    for (int a = 0; a < 3; a++) {
+        na_axis axis = p->axis[a];
+        int from = (int)p->problem.axis[a].query_origin + query->at[a];
+        na_window window = na_window_of(axis, from);
+        int to = window.first + step[a] * axis.dilation;
+        allowed &= step[a] < window.count;
+        result->key.at[a] = to - (int)p->problem.axis[a].key_origin;
+        result->slot = result->slot * axis.window + step[a];
+        result->bias +=
+            ((to - from) / axis.dilation + axis.window - 1) * p->problem.layout[NATTEN_RPB].axis[a];
+    }
+    return allowed;
+}
+
+/* The pair behind a query's slot; 0 if there is none or it is forbidden. */
+NA_WORD int slot_pair(const na_reference *p, const place *query, int slot, pair *result)
+{
+    int keys = window_size(p), step[3];
+    if (slot >= keys) {
+        *result = additional_pair(p, query, slot - keys);
+        return slot < keys + p->problem.additional_tokens;
+    }
+    for (int a = 2; a >= 0; a--) {
+        step[a] = slot % p->axis[a].window;
+        slot /= p->axis[a].window;
+    }
+    return window_pair(p, query, step, result);
+}
+
+/* Queries first, first + step, ..., count of them, along one axis. */
+typedef struct span {
+    int first, step, count;
+} span;
+
+/* The first of the places [low, high) of a dilation group whose window begins (or ends) after the
+ * key. Both rise along the group. */
+NA_WORD int bisect(na_axis axis, int residue, int key, int by_end, int low, int high)
+{
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        na_window window = na_window_of(axis, residue + middle * axis.dilation);
+        int last = window.first + (window.count - 1) * axis.dilation;
+        if (by_end ? last >= key : window.first > key)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* The queries that attend to a key: neighbours in the key's dilation group. */
+NA_WORD span queries_of(const na_reference *p, int a, int key)
+{
+    na_axis axis = p->axis[a];
+    int place = key + (int)p->problem.axis[a].key_origin;
+    int residue = place % axis.dilation, begin = (int)p->problem.axis[a].query_origin;
+    int end = begin + (int)p->problem.axis[a].query_extent, round = axis.dilation - 1;
+    int low = begin > residue ? (begin - residue + round) / axis.dilation : 0;
+    int high = end > residue ? (end - residue + round) / axis.dilation : 0;
+    low = bisect(axis, residue, place, 1, low, high);
+    high = bisect(axis, residue, place, 0, low, high);
+    span result = {residue + low * axis.dilation - begin, axis.dilation, high - low};
+    return result;
+}
+
+/* The pair of a key and a query known to attend to it. */
+NA_WORD pair key_pair(const na_reference *p, const place *query, const place *key)
+{
+    int step[3];
+    pair result;
+    for (int a = 0; a < 3; a++) {
+        int from = (int)p->problem.axis[a].query_origin + query->at[a];
+        int to = (int)p->problem.axis[a].key_origin + key->at[a];
+        step[a] = (to - na_window_of(p->axis[a], from).first) / p->axis[a].dilation;
+    }
+    window_pair(p, query, step, &result);
+    return result;
+}
+
+#endif
