@@ -178,7 +178,7 @@ static natten_status check_bias(const natten_problem *p)
     return NATTEN_OK;
 }
 
-/* No tensor may have more elements than an int64 counts. */
+/* No offset, of however many bytes an element has, may leave an int64. */
 static natten_status check_counts(const natten_problem *p)
 {
     for (int role = 0; role < NATTEN_ROLES; role++) {
@@ -190,6 +190,14 @@ static natten_status check_counts(const natten_problem *p)
             count *= (double)shape.extent[i];
         if (count > 0x1p60)
             return BAD("%s would have %.3g elements.", na_role_name((natten_role)role), count);
+        const natten_layout *layout = &p->layout[role];
+        double reach = (double)shape.batch * fabs((double)layout->batch) +
+                       (double)shape.heads * fabs((double)layout->head);
+        for (int i = 0; i < 3; i++)
+            reach += (double)shape.extent[i] * fabs((double)layout->axis[i]);
+        if (reach > 0x1p59)
+            return BAD("The strides of %s reach %.3g elements far.",
+                       na_role_name((natten_role)role), reach);
     }
     double slots = (double)p->additional_tokens;
     double window = 1;
