@@ -241,8 +241,8 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
     }
     largest = fmax(largest, usual_size(&t->problem, role));
     double unit = dtype == NATTEN_F64 ? 0x1p-53 : 0x1p-24;
-    /* An error of the logits is an absolute error of a lse; and its own rounding. */
-    error.allowed = is_lse ? unit * (28 + 0.5 * largest)
+    /* An error of the logits, which grows with them, is an absolute error of a lse. */
+    error.allowed = is_lse ? unit * (32 + 4 * largest)
                            : roundoffs(&t->problem, role) * unit * largest + 2 * rounding;
     if (!is_lse && largest > 0) {
         error.worst /= largest;

@@ -14,5 +14,8 @@
 #include "cpu/micro_tmpl.h"
 #include "cpu/pack_tmpl.h"
 #include "cpu/math_tmpl.h"
+#include "cpu/forward_tmpl.h"
 
-const na_cpu_kernels NA_KERNELS = {{NULL}};
+const na_cpu_kernels NA_KERNELS = {{
+    [NATTEN_FORWARD] = forward_plan,
+}};

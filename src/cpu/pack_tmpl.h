@@ -98,6 +98,20 @@ static ALWAYS_INLINE void store_stored_part(const int dtype, void *p, int n, vec
         ((uint16_t *)p)[i] = all[i];
 }
 
+/* One element. */
+static real load_scalar(int dtype, const void *p)
+{
+    real all[VL] __attribute__((aligned(64)));
+    vec a = vec_zero();
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        a = load_stored_part(type, p, 1);
+    STORED(ONE)
+#undef ONE
+    vec_store(all, a);
+    return all[0];
+}
+
 /* A square of at most VL tokens and exactly VL channels, or at most (part). */
 static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64_t token,
                                       int tokens, int channels, vec factor, real *to,

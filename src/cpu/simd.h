@@ -5,6 +5,7 @@
  *
  *   zero set1 load loadu store storeu   u: any address; else aligned to the vector
  *   stream                              aligned store past the caches
+ *   fence                               makes streams visible to others
  *   load_part store_part                the first n <= VL elements; other lanes load as 0
  *   add sub mul div fma max ceil        fma(a, b, c) = a * b + c; max gives b if either is NaN
  *   sum                                 of all lanes

@@ -111,7 +111,7 @@ static int make_upright_blocks(na_geometry *g, int rows)
 static int joins(const na_geometry *g, const na_lanes *head, const na_lanes *tile)
 {
     int dilation = (int)g->axis[2].dilation, apart = tile->base - head->base;
-    return tile->mode == head->mode && tile->half == head->half && apart >= 0 &&
+    return tile->mode == head->mode && tile->count == head->count && apart >= 0 &&
            apart % dilation == 0 && apart / dilation < head->keys &&
            !memcmp(tile->start, head->start, sizeof head->start);
 }

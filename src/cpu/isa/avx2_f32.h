@@ -24,6 +24,7 @@ WORD vec vec_load_part(const real *p, int n) { return _mm256_maskload_ps(p, avx2
 WORD void vec_store(real *p, vec a) { _mm256_store_ps(p, a); }
 WORD void vec_storeu(real *p, vec a) { _mm256_storeu_ps(p, a); }
 WORD void vec_stream(real *p, vec a) { _mm256_stream_ps(p, a); }
+WORD void vec_fence(void) { _mm_sfence(); }
 WORD void vec_store_part(real *p, int n, vec a) { _mm256_maskstore_ps(p, avx2_lanes(n), a); }
 WORD vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
 WORD vec vec_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }

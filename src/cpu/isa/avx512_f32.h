@@ -24,6 +24,7 @@ WORD vec vec_load_part(const real *p, int n)
 WORD void vec_store(real *p, vec a) { _mm512_store_ps(p, a); }
 WORD void vec_storeu(real *p, vec a) { _mm512_storeu_ps(p, a); }
 WORD void vec_stream(real *p, vec a) { _mm512_stream_ps(p, a); }
+WORD void vec_fence(void) { _mm_sfence(); }
 WORD void vec_store_part(real *p, int n, vec a)
 {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a);

@@ -33,6 +33,7 @@ WORD vec vec_load_part(const real *p, int n)
 WORD void vec_store(real *p, vec a) { *(vec_aligned *)p = a; }
 WORD void vec_storeu(real *p, vec a) { *(vec_unaligned *)p = a; }
 WORD void vec_stream(real *p, vec a) { vec_store(p, a); }
+WORD void vec_fence(void) {}
 WORD void vec_store_part(real *p, int n, vec a)
 {
     for (int i = 0; i < VL; i++)
@@ -97,10 +98,10 @@ WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
 
 WORD void vec_transpose(vec r[VL])
 {
-    vec t[VL] = {{0}};
+    real t[VL][VL];
     for (int i = 0; i < VL; i++)
         for (int j = 0; j < VL; j++)
-            t[i][j] = r[j][i];
+            t[j][i] = r[i][j];
     for (int i = 0; i < VL; i++)
-        r[i] = t[i];
+        r[i] = vec_loadu(t[i]);
 }
