@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+# A thin front. Everything lands in .venv and build; `make test` needs a C compiler and Python 3.11.
+
+PYTHON ?= python3
+VENV := .venv/bin
+SOURCES := $(shell git ls-files include src python tools CMakeLists.txt pyproject.toml)
+
+.PHONY: test quick demo bench docs format lint clean
+.DELETE_ON_ERROR:
+
+test: .venv/dev.stamp
+	sh tools/apt.sh
+	$(VENV)/python tools/run_tests.py
+
+quick: .venv/package.stamp
+	$(VENV)/python tools/run_tests.py --quick
+
+demo: .venv/package.stamp
+	for demo in examples/*.py; do $(VENV)/python $$demo || exit 1; done
+
+bench: .venv/package.stamp
+	$(VENV)/python bench/cpu.py
+
+docs: .venv/package.stamp
+	$(VENV)/python tools/check_docs.py
+
+format: .venv/dev.stamp
+	git ls-files -co --exclude-standard '*.c' '*.h' '*.cu' | xargs $(VENV)/clang-format -i
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+lint: .venv/dev.stamp
+	$(VENV)/python tools/run_tests.py --lint
+
+clean:
+	rm -rf build .venv
+
+.venv/dev.stamp: requirements-dev.txt
+	sh tools/apt.sh python3-venv
+	$(PYTHON) -m venv .venv
+	$(VENV)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.venv/package.stamp: .venv/dev.stamp $(SOURCES)
+	$(VENV)/pip install --quiet --no-build-isolation --no-deps -Cbuild-dir=build/package .
+	touch $@

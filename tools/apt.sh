@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+# Installs what the tests would like to have, where that is allowed. What is missing afterwards is
+# skipped by the tests, visibly.
+set -u
+missing=
+want=${*:-g++ clang python3-dev python3-venv}
+for package in $want; do
+    case $package in
+    g++ | clang) command -v "$package" >/dev/null || missing="$missing $package" ;;
+    python3-dev) "${PYTHON:-python3}" -c 'import os, sysconfig as s, sys
+sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || missing="$missing $package" ;;
+    python3-venv) "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing $package" ;;
+    esac
+done
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "not installed, and not allowed to:$missing"
+    exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq && apt-get install -qq --no-install-recommends $missing >/dev/null ||
+    echo "could not install:$missing"
+exit 0

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""Runs every test there is and adds up what they say; the last line is the sum.
+
+A step is a command. Those that print "N passed, N failed, N skipped" (C programs) or pytest's
+summary count as they say, others as one test. A step whose tools are missing is skipped, visibly.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+LOGS = ROOT / "build/logs"
+PROBLEMS = "tests/problems"
+COUNTED = re.compile(r"^[\w./: -]+: (\d+) passed, (\d+) failed, (\d+) skipped$", re.M)
+PYTEST = re.compile(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s.*$", re.M)
+KINDS = {"passed": 0, "failed": 1, "error": 1, "errors": 1, "skipped": 2, "xfailed": 0}
+SANITIZERS = {
+    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+
+
+@dataclass
+class Step:
+    name: str
+    command: list[str]
+    needs: list[str] = field(default_factory=list)  # programs
+    lint: bool = False
+    quick: bool = False
+
+
+@dataclass
+class Sum:
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def add(self, passed: int, failed: int, skipped: int) -> None:
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+
+
+def shell(text: str) -> list[str]:
+    return ["sh", "-c", text]
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def cmake(folder: str, *options: str) -> list[str]:
+    configure = " ".join(["cmake -S . -G Ninja -B", folder, *options])
+    return shell(f"{configure} >/dev/null && cmake --build {folder}")
+
+
+def sanitized(folder: str, flags: str) -> list[str]:
+    flags += " -fno-omit-frame-pointer -fno-sanitize-recover=all -g"
+    return cmake(folder, "-DCMAKE_BUILD_TYPE=None", f"'-DCMAKE_C_FLAGS=-O1 {flags}'")
+
+
+def lint_steps() -> list[Step]:
+    c_files = "git ls-files -co --exclude-standard '*.c' '*.h' '*.cu'"
+    return [
+        Step(
+            "clang-format",
+            shell(f"{c_files} | xargs clang-format --dry-run --Werror"),
+            lint=True,
+        ),
+        Step("ruff format", shell("ruff format --check ."), lint=True),
+        Step("ruff check", shell("ruff check ."), lint=True),
+        Step("mypy", shell("mypy python/natten"), lint=True),
+        Step("budgets", python("tools/budget.py"), lint=True),
+        Step("arrows", python("tools/arrows.py"), lint=True),
+        Step("ctypes", python("tools/check_ctypes.py"), lint=True),
+    ]
+
+
+def unit_tests(folder: str, only: str = "") -> list[str]:
+    return shell(f"ctest --test-dir {folder} --verbose --output-on-failure {only}")
+
+
+def c_steps() -> list[Step]:
+    check = "build/release/tests/check"
+    asan = "build/asan/tests/check"
+    return [
+        Step("build", cmake("build/release"), quick=True),
+        Step("unit tests", unit_tests("build/release"), quick=True),
+        Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
+        Step("check full", [check, f"{PROBLEMS}/full.txt"]),
+        Step("check random", [check, "--random", "150"]),
+        Step("build asan", sanitized("build/asan", "-fsanitize=address,undefined")),
+        Step("unit tests asan", unit_tests("build/asan")),
+        Step("check random asan", [asan, "--random", "40"]),
+        Step("build tsan", sanitized("build/tsan", "-fsanitize=thread")),
+        Step("threads tsan", ["build/tsan/tests/test_threads"]),
+        Step(
+            "fuzz",
+            shell("sh tests/fuzz/run.sh"),
+            needs=["clang"],
+        ),
+    ]
+
+
+def python_steps(quick: bool) -> list[Step]:
+    tests = [
+        "-m",
+        "pytest",
+        "-q",
+        "-rs",
+        "--color=no",
+        "-p",
+        "no:cacheprovider",
+        "tests/python",
+    ]
+    if quick:
+        return [Step("pytest", python(*tests, "-m", "not slow"), quick=True)]
+    return [
+        Step("header as C", shell("sh tests/install/header.sh cc -std=c11")),
+        Step(
+            "header as C++",
+            shell("sh tests/install/header.sh g++ -std=c++11"),
+            needs=["g++"],
+        ),
+        Step("install", python("tests/install/check_install.py")),
+        Step("package", python("tests/install/check_package.py")),
+        Step("pytest", python(*tests)),
+    ]
+
+
+def count(name: str, output: str, status: int, total: Sum) -> None:
+    """Adds what a step said; a step that failed without saying so counts as one failure."""
+    before = total.failed
+    counts = [tuple(map(int, found)) for found in COUNTED.findall(output)]
+    for found in counts:
+        total.add(*found)
+    summary = PYTEST.findall(output)
+    if "pytest" in name and summary:
+        for number, kind in re.findall(r"(\d+) (\w+)", summary[-1]):
+            if kind in KINDS:
+                sums = [0, 0, 0]
+                sums[KINDS[kind]] = int(number)
+                total.add(*sums)
+        counts.append((0, 0, 0))
+    if status and total.failed == before:
+        total.add(0, 1, 0)
+    elif not counts:
+        total.add(1, 0, 0)
+
+
+def run(step: Step, total: Sum) -> None:
+    missing = [tool for tool in step.needs if not shutil.which(tool)]
+    if missing:
+        print(f"SKIP {step.name}: {' '.join(missing)} not found", flush=True)
+        total.add(0, 0, 1)
+        return
+    environment = os.environ | SANITIZERS
+    environment["PATH"] = f"{BIN}:{environment['PATH']}"
+    log = LOGS / (step.name.replace(" ", "-") + ".log")
+    begin = time.monotonic()
+    with log.open("w") as file:
+        status = subprocess.run(
+            step.command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    output = log.read_text(errors="replace")
+    before = Sum(total.passed, total.failed, total.skipped)
+    count(step.name, output, status, total)
+    failed = total.failed > before.failed
+    for line in output.splitlines():
+        if line.lstrip("0123456789: ").startswith(("SKIP", "seed ")):
+            print(f"     {line}")
+    if failed:
+        print("\n".join(output.splitlines()[-60:]))
+    print(
+        f"{'FAIL' if failed else 'ok  '} {step.name}: {total.passed - before.passed} passed, "
+        f"{total.failed - before.failed} failed, {total.skipped - before.skipped} skipped "
+        f"({time.monotonic() - begin:.0f} s)",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="what is run all the time")
+    parser.add_argument(
+        "--lint", action="store_true", help="style, budgets and arrows only"
+    )
+    options = parser.parse_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    steps = lint_steps()
+    if not options.lint:
+        steps += c_steps() + python_steps(options.quick)
+    if options.quick:
+        steps = [step for step in steps if step.lint or step.quick]
+    total = Sum()
+    for step in steps:
+        run(step, total)
+    print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
+    return total.failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
