@@ -100,12 +100,10 @@ static const char *phrase(int meaning, int64_t size, char *text, size_t room)
 {
     static const char *const what[] = {
         "batch", "heads", "heads", "head_dim", "head_dim", "additional tokens", "slots"};
-    static const char *const along[] = {"extent", "extent", "entries"};
     if (meaning < QUERIES)
         snprintf(text, room, "%s %" D, what[meaning], size);
     else
-        snprintf(text, room, "%s %" D " on axis %d", along[(meaning - QUERIES) / 3], size,
-                 (meaning - QUERIES) % 3);
+        snprintf(text, room, "extent %" D " on axis %d", size, (meaning - QUERIES) % 3);
     return text;
 }
 
@@ -120,8 +118,10 @@ static natten_status mismatch(natten_call *call, const sizes *s, int role, int m
                    names[role], size, s->size[TOKENS] ? " and the additional tokens" : "",
                    s->size[TOKENS] ? "have" : "has", s->size[meaning]);
     if (s->role[meaning] < 0)
-        return BAD("%s has %s, but kernel_size asks for 2 * kernel_size - 1 = %" D ".", names[role],
-                   here, s->size[meaning]);
+        return BAD("%s has %" D " entries on axis %d, but kernel_size %" D
+                   " asks for %" D ".",
+                   names[role], size, meaning - BIASES, call->kernel_size[meaning - BIASES],
+                   s->size[meaning]);
     return BAD("%s has %s, but %s has %s.", names[role], here, names[s->role[meaning]], there);
 }
 

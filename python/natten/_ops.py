@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""The natten:: ops of torch's dispatcher.
+
+Their kernels come from the library itself where torch has a stable C interface (2.10 and later);
+elsewhere, or if NATTEN_DISABLE holds "native", Python kernels of the same ops call the library.
+``na_traced``, ``qk_traced`` and ``av_traced`` are the same operations with a registered
+derivative: what torch.compile, torch.export and torch.jit.trace are to see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _call, _lib
+from ._call import Call, Op, View
+
+_DTYPES = {
+    torch.float32: _lib.F32,
+    torch.float64: _lib.F64,
+    torch.float16: _lib.F16,
+    torch.bfloat16: _lib.BF16,
+}
+_TORCH_DTYPES = {code: dtype for dtype, code in _DTYPES.items()}
+_DEVICES = {"cpu": _lib.CPU, "cuda": _lib.CUDA, "meta": _lib.CPU}
+
+_ARGUMENTS = {
+    _lib.QUERY: "query",
+    _lib.KEY: "key",
+    _lib.VALUE: "value",
+    _lib.OUT: "out",
+    _lib.LSE: "lse",
+    _lib.ATTN: "attn",
+    _lib.RPB: "rpb",
+    _lib.ADDITIONAL_KEY: "additional_keys",
+    _lib.ADDITIONAL_VALUE: "additional_values",
+    _lib.D_OUT: "d_out",
+    _lib.D_LSE: "d_lse",
+    _lib.D_ATTN: "d_attn",
+}
+
+
+def _schema(op: Op, name: str) -> str:
+    tensors = ", ".join(
+        f"Tensor{'?' if role in _call.OPTIONAL else ''} {_ARGUMENTS[role]}" for role in op.inputs
+    )
+    numbers = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, int[] block, "
+    numbers += "float scale" + (", int wanted" if op.chooses else "")
+    results = ", ".join(["Tensor"] * len(op.outputs))
+    results = f"({results})" if len(op.outputs) > 1 else results
+    return f"{name}({tensors}, {numbers}) -> {results}"
+
+
+def _view(tensor: Tensor | None) -> View | None:
+    if tensor is None:
+        return None
+    device = tensor.device
+    return View(
+        0 if device.type == "meta" else tensor.data_ptr(),
+        tensor.shape,
+        tensor.stride(),
+        _DTYPES.get(tensor.dtype, -1),
+        _DEVICES.get(device.type, -1),
+        device.index or 0,
+    )
+
+
+def _python_kernel(op: Op) -> Callable[..., Any]:
+    count = len(op.inputs)
+
+    def kernel(*arguments: Any) -> Any:
+        tensors: list[Tensor | None] = list(arguments[:count])
+        for i, (role, tensor) in enumerate(zip(op.inputs, tensors, strict=True)):
+            if tensor is not None and _call.must_copy(role, tensor.shape, tensor.stride()):
+                tensors[i] = tensor.contiguous()
+        window = tuple(tuple(int(x) for x in numbers) for numbers in arguments[count : count + 5])
+        scale = arguments[count + 5]
+        wanted = arguments[count + 6] if op.chooses else 0
+        call = Call(op, [_view(tensor) for tensor in tensors], window, scale, wanted)
+        like = tensors[0]
+        assert like is not None
+        outputs = [
+            like.new_empty(call.shape(role), dtype=_TORCH_DTYPES[call.dtype(role)])
+            if call.wants(role)
+            else like.new_empty(0)
+            for role in op.outputs
+        ]
+        addresses = {
+            role: output.data_ptr()
+            for role, output in zip(op.outputs, outputs, strict=True)
+            if call.wants(role)
+        }
+        if like.is_cuda:
+            workspace = like.new_empty(call.plan(), dtype=torch.uint8)
+            stream = torch.cuda.current_stream(like.device).cuda_stream
+            call.run(addresses, workspace=workspace.data_ptr(), stream=stream)
+        else:
+            call.run(addresses, threads=torch.get_num_threads())
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    return kernel
+
+
+def _output_shape(role: int, shape: dict[int, Any], op: Op, window: tuple[Any, ...]) -> Any:
+    """The shape of an output, from those of the inputs, without looking at the numbers: they may be
+    symbols."""
+    kernel_size = window[0]
+    rank = len(kernel_size)
+    if role == _lib.OUT:
+        if op is _call.AV:
+            return (*shape[_lib.ATTN][:-1], shape[_lib.VALUE][-1])
+        return (*shape[_lib.QUERY][:-1], shape[_lib.VALUE][-1])
+    if role == _lib.LSE:
+        return shape[_lib.QUERY][:-1]
+    if role == _lib.ATTN:
+        slots = 1
+        for size in kernel_size:
+            slots *= size
+        if _lib.ADDITIONAL_KEY in shape:
+            slots = slots + shape[_lib.ADDITIONAL_KEY][2]
+        return (*shape[_lib.QUERY][:-1], slots)
+    if role == _lib.D_RPB:
+        heads = shape[_lib.QUERY][-2 if op.order == _lib.HEADS_LAST else 1]
+        return (heads, *(2 * size - 1 for size in kernel_size[:rank]))
+    return shape[role - _lib.D_QUERY]
+
+
+def _fake_kernel(op: Op) -> Callable[..., Any]:
+    count = len(op.inputs)
+
+    def kernel(*arguments: Any) -> Any:
+        tensors = arguments[:count]
+        window = arguments[count : count + 5]
+        wanted = arguments[count + 6] if op.chooses else (1 << len(op.outputs)) - 1
+        given = {r: t for r, t in zip(op.inputs, tensors, strict=True) if t is not None}
+        _check_fake(op, tensors, window, arguments[count + 5], wanted)
+        shape = {role: tensor.shape for role, tensor in given.items()}
+        like = tensors[0]
+        outputs = []
+        for i, role in enumerate(op.outputs):
+            if not wanted >> i & 1:
+                outputs.append(like.new_empty(0))
+                continue
+            summed = role == _lib.LSE and like.dtype != torch.float64
+            dtype = torch.float32 if summed else like.dtype
+            outputs.append(like.new_empty(_output_shape(role, shape, op, window), dtype=dtype))
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+    return kernel
+
+
+def _check_fake(op: Op, tensors: Any, window: Any, scale: float, wanted: int) -> None:
+    """The library's checks, where all sizes are known numbers."""
+    views = []
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise _call.from_status(
+            1, f"All tensors must be on one device, got {sorted(map(str, devices))}."
+        )
+    for tensor in tensors:
+        if tensor is None:
+            views.append(None)
+            continue
+        shape = tuple(tensor.shape)
+        if not all(type(size) is int for size in shape):
+            return
+        strides = [1] * len(shape)
+        for i in range(len(shape) - 2, -1, -1):
+            strides[i] = strides[i + 1] * max(shape[i + 1], 1)
+        views.append(View(0, shape, strides, _DTYPES.get(tensor.dtype, -1), _lib.CPU, 0))
+    numbers = [*window[0], *window[1], *window[2], *window[3], *window[4]]
+    if all(type(number) is int for number in numbers):
+        Call(op, views, tuple(tuple(part) for part in window), scale, wanted).plan()
+
+
+def _tags() -> tuple[torch.Tag, ...]:
+    names = ("pt2_compliant_tag", "flexible_layout")
+    return tuple(getattr(torch.Tag, name) for name in names if hasattr(torch.Tag, name))
+
+
+TRACED = {op.name: f"{op.name}_traced" for op in (_call.NA, _call.QK, _call.AV)}
+
+# Alive as long as the ops are to be.
+_definitions = torch.library.Library("natten", "FRAGMENT")
+
+
+def _define() -> dict[str, Op]:
+    ops: dict[str, Op] = {}
+    for op in _call.OPS:
+        for name in (op.name, TRACED.get(op.name)):
+            if name:
+                _definitions.define(_schema(op, name), tags=_tags())
+                ops[name] = op
+    return ops
+
+
+def _register_native() -> str:
+    """Empty, or why the library's own kernels cannot be used."""
+    disabled = os.environ.get("NATTEN_DISABLE", "").replace(",", " ").split()
+    if "native" in disabled:
+        return 'NATTEN_DISABLE holds "native"'
+    reason = ctypes.create_string_buffer(256)
+    path = os.fsencode(torch._C.__file__)
+    if _lib.library.natten_torch_register(path, reason, len(reason)):
+        return reason.value.decode()
+    return ""
+
+
+def _register() -> str:
+    ops = _define()
+    reason = _register_native()
+    for name, op in ops.items():
+        if reason:
+            for key in ("CPU", "CUDA"):
+                _definitions.impl(name, _python_kernel(op), key)
+        torch.library.register_fake(f"natten::{name}", _fake_kernel(op), lib=_definitions)
+    return reason
+
+
+#: Why the Python kernels are in use; empty if the library's own are.
+WHY_PYTHON = _register()
+
+na = torch.ops.natten.na.default
+na_backward = torch.ops.natten.na_backward.default
+qk = torch.ops.natten.qk.default
+qk_backward = torch.ops.natten.qk_backward.default
+av = torch.ops.natten.av.default
+av_backward = torch.ops.natten.av_backward.default
+na_traced = torch.ops.natten.na_traced.default
+qk_traced = torch.ops.natten.qk_traced.default
+av_traced = torch.ops.natten.av_traced.default

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Window arguments as users write them, made into tuples. What the numbers mean is checked by the
+library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ._call import Window
+from ._errors import NattenError, NattenTypeError
+
+Ints = int | Sequence[int]
+Bools = bool | Sequence[bool]
+
+_ORDER = (
+    "The positional order is that of NATTEN 0.17: query, key, value, kernel_size, dilation, "
+    "is_causal, ...; from 0.20 on stride came before dilation. Pass stride, dilation and is_causal "
+    "by keyword."
+)
+
+
+def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """An integer for each axis, from one for all or a sequence of `rank`."""
+    if type(value) is int:
+        return (value,) * rank
+    if isinstance(value, (tuple, list)):
+        if len(value) != rank:
+            raise NattenError(
+                f"{name} must be an integer or have {rank} of them, one for each axis, got "
+                f"{len(value)}: {value!r}."
+            )
+        return tuple([x if type(x) is int else _int(name, x, rank) for x in value])
+    return (_int(name, value, rank),) * rank
+
+
+def _int(name: str, value: Any, rank: int) -> int:
+    # Integers of NumPy, and torch's symbolic ones, are integers too; a bool is a mistake.
+    if not isinstance(value, bool) and (
+        hasattr(value, "__index__") or type(value).__name__ == "SymInt"
+    ):
+        try:
+            return int(value)
+        except TypeError:
+            pass
+    raise NattenTypeError(
+        f"{name} must be an integer or a tuple of {rank} integers, got {value!r} of type "
+        f"{type(value).__name__}."
+    )
+
+
+def bools(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """0 or 1 for each axis, from one bool for all or a sequence of `rank`."""
+    if value is False or value is None:
+        return (0,) * rank
+    if value is True:
+        return (1,) * rank
+    if not isinstance(value, (tuple, list)) or not all(isinstance(x, bool) for x in value):
+        raise NattenTypeError(
+            f"{name} must be a bool or a tuple of {rank} bools, got {value!r}. {_ORDER}"
+        )
+    if len(value) != rank:
+        raise NattenError(
+            f"{name} must be a bool or have {rank} of them, one for each axis, got {len(value)}: "
+            f"{value!r}."
+        )
+    return tuple([int(x) for x in value])
+
+
+def window(
+    rank: int,
+    kernel_size: Ints,
+    stride: Ints,
+    dilation: Ints | None,
+    is_causal: Bools | None,
+    query_origin: Ints | None = None,
+    key_origin: Ints | None = None,
+    global_extent: Ints | None = None,
+    key_extents: Sequence[int] = (),
+) -> Window:
+    """All of them."""
+    block: tuple[int, ...] = ()
+    if query_origin is not None or key_origin is not None or global_extent is not None:
+        block = (
+            *ints("query_origin", 0 if query_origin is None else query_origin, rank),
+            *ints("key_origin", 0 if key_origin is None else key_origin, rank),
+            *ints(
+                "global_extent",
+                tuple(key_extents) if global_extent is None else global_extent,
+                rank,
+            ),
+        )
+    return (
+        ints("kernel_size", kernel_size, rank),
+        ints("stride", stride, rank),
+        ints("dilation", 1 if dilation is None else dilation, rank),
+        bools("is_causal", is_causal, rank),
+        block,
+    )

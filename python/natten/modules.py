@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: MIT
+"""Neighborhood attention layers: projection to queries, keys and values, attention, projection."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from ._errors import NattenError, NattenTypeError
+from ._window import Bools, Ints, bools, ints
+from .context import is_fused_na_enabled
+
+__all__ = ["NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"]
+
+_logger = logging.getLogger("natten")
+
+_FUSED = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
+_QK = {1: functional.na1d_qk, 2: functional.na2d_qk, 3: functional.na3d_qk}
+_AV = {1: functional.na1d_av, 2: functional.na2d_av, 3: functional.na3d_av}
+
+
+def _renamed(old: str, old_value: Any, new: str, new_value: Any, default: Any) -> Any:
+    """One of two names of an argument."""
+    if old_value is None:
+        return default if new_value is None else new_value
+    if new_value is not None:
+        raise NattenTypeError(f"{new} and {old} are the same argument: pass one of them.")
+    return old_value
+
+
+class _NeighborhoodAttention(nn.Module):
+    """What the three modules share; `rank` is the number of axes of the map."""
+
+    rank: int
+    rpb: nn.Parameter | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # The fifth positional argument was a bias, on by default, until 0.17.
+        if len(args) > 4 and args[4] is True:
+            warnings.warn(
+                f"The fifth positional argument of {cls.__name__} is is_causal; it was the relative "
+                "position bias before 0.17. Pass is_causal=True or rel_pos_bias=True by keyword.",
+                stacklevel=2,
+            )
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        num_heads: int | None = None,
+        kernel_size: Ints | None = None,
+        dilation: Ints = 1,
+        is_causal: Bools = False,
+        rel_pos_bias: bool | None = None,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        use_experimental_ops: bool = False,
+        *,
+        stride: Ints = 1,
+        embed_dim: int | None = None,
+        bias: bool | None = None,
+        pad_small_inputs: bool = False,
+    ) -> None:
+        super().__init__()
+        dim = _renamed("embed_dim", embed_dim, "dim", dim, None)
+        if dim is None or num_heads is None or kernel_size is None:
+            raise NattenTypeError(f"{type(self).__name__} needs dim, num_heads and kernel_size.")
+        rel_pos_bias = _renamed("bias", bias, "rel_pos_bias", rel_pos_bias, False)
+        if num_heads < 1 or dim % num_heads:
+            raise NattenError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}.")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
+        self.kernel_size = ints("kernel_size", kernel_size, self.rank)
+        self.dilation = ints("dilation", dilation, self.rank)
+        self.stride = ints("stride", stride, self.rank)
+        self.is_causal = tuple(bool(x) for x in bools("is_causal", is_causal, self.rank))
+        self.pad_small_inputs = pad_small_inputs
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.register_parameter("rpb", None)
+        if rel_pos_bias:
+            self.rpb = nn.Parameter(torch.zeros(self._rpb_shape()))
+            nn.init.trunc_normal_(self.rpb, std=0.02, mean=0.0, a=-2.0, b=2.0)
+        self.attn_drop_rate = attn_drop
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self._said_dropout = False
+
+    def _rpb_shape(self) -> tuple[int, ...]:
+        if any(size % 2 == 0 for size in self.kernel_size):
+            raise NattenError(
+                f"A relative position bias needs an odd kernel_size, got {self.kernel_size}."
+            )
+        return (self.num_heads, *(2 * size - 1 for size in self.kernel_size))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        name = f"{prefix}rpb"
+        if self.rpb is None and name in state_dict:
+            warnings.warn(
+                f"The state_dict holds {name}, and the module was made without a relative position "
+                "bias: it has one now. Pass rel_pos_bias=True to make it with one.",
+                stacklevel=2,
+            )
+            like = self.proj.weight
+            self.rpb = nn.Parameter(
+                torch.zeros(self._rpb_shape(), dtype=like.dtype, device=like.device)
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, *map, dim]`` to the same shape."""
+        if x.dim() != self.rank + 2:
+            raise NattenError(
+                f"{type(self).__name__} expected a rank-{self.rank + 2} input tensor; got "
+                f"x.dim()={x.dim()}."
+            )
+        if x.shape[-1] != self.qkv.in_features:
+            raise NattenError(
+                f"{type(self).__name__} expected {self.qkv.in_features} channels, got {x.shape[-1]}."
+            )
+        extents = x.shape[1:-1]
+        if self.pad_small_inputs:
+            x = self._pad(x)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(-3)
+        dropping = self.training and self.attn_drop_rate > 0
+        if is_fused_na_enabled() and not dropping:
+            out = self._fused(query, key, value)
+        else:
+            if is_fused_na_enabled() and not self._said_dropout:
+                _logger.warning(
+                    "Fused attention has no dropout: with attn_drop=%s this module computes and "
+                    "stores the weights while it trains.",
+                    self.attn_drop_rate,
+                )
+                self._said_dropout = True
+            out = self._unfused(query, key, value)
+        out = out.flatten(-2)
+        if self.pad_small_inputs:
+            for axis, extent in enumerate(extents):
+                out = out.narrow(axis + 1, 0, extent)
+        out = self.proj_drop(self.proj(out))
+        return out
+
+    def _pad(self, x: Tensor) -> Tensor:
+        padding: list[int] = [0, 0]
+        for extent, size, dilation in zip(
+            reversed(x.shape[1:-1]),
+            reversed(self.kernel_size),
+            reversed(self.dilation),
+            strict=True,
+        ):
+            padding += [0, max(0, size * dilation - extent)]
+        return nn.functional.pad(x, padding) if any(padding) else x
+
+    def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = _FUSED[self.rank](
+            query,
+            key,
+            value,
+            self.kernel_size,
+            self.dilation,
+            self.is_causal,
+            self.rpb,
+            self.scale,
+            stride=self.stride,
+        )
+        return out
+
+    def _unfused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (x.movedim(-2, 1) for x in (query, key, value))
+        attn = _QK[self.rank](
+            query * self.scale,
+            key,
+            self.kernel_size,
+            self.dilation,
+            is_causal=self.is_causal,
+            rpb=self.rpb,
+            stride=self.stride,
+        )
+        attn = self.attn_drop(attn.softmax(-1))
+        out = _AV[self.rank](
+            attn,
+            value,
+            self.kernel_size,
+            self.dilation,
+            is_causal=self.is_causal,
+            stride=self.stride,
+        )
+        return out.movedim(1, -2)
+
+    def extra_repr(self) -> str:
+        """The settings, for print."""
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}, has_bias={self.rpb is not None}"
+        )
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[batch, length, dim]``. Arguments as for
+    :class:`NeighborhoodAttention2D`."""
+
+    rank = 1
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[batch, height, width, dim]``.
+
+    Args:
+        dim: channels of input and output; a multiple of num_heads. Also called embed_dim.
+        num_heads: attention heads.
+        kernel_size: keys per axis that a query attends to, an integer or one for each axis.
+        dilation: step between the keys of a window, likewise.
+        is_causal: whether only keys at or before the query are seen, a bool or one for each axis.
+        rel_pos_bias: learn a relative position bias (odd kernel_size only). Also called bias.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        qk_scale: multiplies query . key; ``head_dim ** -0.5`` unless given.
+        attn_drop: dropout of the attention weights, while training. Weights are then stored.
+        proj_drop: dropout of the output.
+        stride: queries that share one window.
+        pad_small_inputs: pad maps that are smaller than kernel_size * dilation with zeros, attend
+            to those too, and crop; otherwise such a map is an error.
+
+    The attention is computed in one go after ``natten.use_fused_na()``, otherwise by QK, softmax
+    and AV. State: ``qkv.weight``, ``qkv.bias``, ``proj.weight``, ``proj.bias`` and, with
+    rel_pos_bias, ``rpb``.
+
+    Raises:
+        NattenError: a number is wrong.
+        NattenTypeError: an argument is of the wrong type.
+    """
+
+    rank = 2
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[batch, depth, height, width, dim]``. Arguments as for
+    :class:`NeighborhoodAttention2D`."""
+
+    rank = 3
