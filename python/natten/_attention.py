@@ -265,9 +265,7 @@ def _traced_backward(cls: Any) -> Callable[..., Any]:
             return *_fused_backward(need, *grads, tensors, out, lse, ctx), *nothing
         if cls is QK:
             query, key, _, additional = tensors
-            results = _ops.qk_backward(
-                grads[0], query, key, additional, *numbers, _wanted(need, 4)
-            )
+            results = _ops.qk_backward(grads[0], query, key, additional, *numbers, _wanted(need, 4))
         else:
             results = _ops.av_backward(grads[0], *tensors, *numbers, _wanted(need, 3))
         return *_chosen(results, need), *nothing
