@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "bench.h"
+#include "device_memory.h"
 #include "trial.h"
 
 enum { KERNELS = 256 };
@@ -117,6 +118,8 @@ static const char *check_memory(const trial *t, tensor tensors[NATTEN_ROLES])
     return NULL;
 }
 
+static int is_cuda(const char *kernel) { return !strncmp(kernel, "cuda", 4); }
+
 /* One run; its bits must be those of the first. */
 static const char *check_run(const trial *t, const natten_plan *plan, placement where, int threads,
                              char **first, record *record, const char *problem)
@@ -125,7 +128,10 @@ static const char *check_run(const trial *t, const natten_plan *plan, placement 
     natten_run run = {.threads = threads};
     const char *complaint = "no memory";
     if (trial_tensors(t, where, tensors, &run)) {
-        complaint = natten_plan_run(plan, &run) == NATTEN_OK ? NULL : natten_last_error();
+        if (is_cuda(natten_plan_kernel(plan)))
+            complaint = device_run(plan, tensors);
+        else
+            complaint = natten_plan_run(plan, &run) == NATTEN_OK ? NULL : natten_last_error();
         size_t size;
         char *bytes = complaint ? NULL : result_bytes(t, tensors, &size);
         if (!complaint && !*first)
@@ -211,6 +217,7 @@ static void check_op(const test_problem *test, natten_op op, const options *o)
     for (size_t i = 0; !complaint && i < KERNELS && (name = natten_kernel_name(i)); i++) {
         if (o->kernel && strncmp(name, o->kernel, strlen(o->kernel)))
             continue;
+        problem.device = is_cuda(name) ? NATTEN_CUDA : NATTEN_CPU;
         natten_plan *plan = plan_of(&problem, name, &reason);
         if (!plan) {
             records[i].refused += reason != NULL;

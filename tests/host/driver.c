@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: MIT
+ * A libcuda.so.1 for tests: its one GPU is this computer. What the library hands to it are kernels
+ * that nvrtc.c had a C compiler make; they run as fibres (fibre.c), in host memory, before the
+ * launch returns. The seed of the schedules comes from HOST_SEED. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <elf.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fibre.h"
+#include "host.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { INVALID = 1, NO_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+
+typedef struct kernel {
+    struct kernel *next;
+    void (*text)(const void *);
+    int threads;
+    int shared_limit;
+} kernel;
+
+static kernel *kernels;
+static char fault[600];
+static _Thread_local int context_depth;
+static unsigned long launches;
+
+/* The functions of driver.def, as the driver declares them. */
+#define DRIVER(name, symbol, parameters) EXPORT int symbol_##name parameters __asm__(symbol);
+#include "cuda/driver.def"
+
+int symbol_cuInit(unsigned flags) { return flags ? INVALID : 0; }
+
+int symbol_cuDriverGetVersion(int *version)
+{
+    *version = 13000;
+    return 0;
+}
+
+int symbol_cuGetErrorString(int error, const char **text)
+{
+    *text = error == LAUNCH_FAILED ? fault : error == NO_CONTEXT ? "no context" : "refused";
+    return 0;
+}
+
+int symbol_cuDeviceGetCount(int *count)
+{
+    *count = 1;
+    return 0;
+}
+
+int symbol_cuDeviceGet(int *device, int ordinal)
+{
+    *device = ordinal;
+    return ordinal ? INVALID : 0;
+}
+
+int symbol_cuDeviceGetName(char *name, int size, int device)
+{
+    snprintf(name, (size_t)size, "host words %d", device);
+    return 0;
+}
+
+/* As an H100 answers. */
+int symbol_cuDeviceGetAttribute(int *value, int attribute, int device)
+{
+    static const struct {
+        int attribute, value;
+    } known[] = {{16, 132}, {38, 52428800}, {75, 9}, {76, 0}, {97, 232448}};
+    for (int i = 0; i < 5; i++)
+        if (known[i].attribute == attribute) {
+            *value = known[i].value;
+            return device ? INVALID : 0;
+        }
+    return INVALID;
+}
+
+int symbol_cuDevicePrimaryCtxRetain(void **context, int device)
+{
+    *context = &kernels;
+    return device ? INVALID : 0;
+}
+
+int symbol_cuCtxGetCurrent(void **context)
+{
+    *context = context_depth ? &kernels : NULL;
+    return 0;
+}
+
+int symbol_cuCtxGetDevice(int *device)
+{
+    *device = 0;
+    return context_depth ? 0 : NO_CONTEXT;
+}
+
+int symbol_cuCtxPushCurrent(void *context)
+{
+    context_depth++;
+    return context == &kernels ? 0 : INVALID;
+}
+
+int symbol_cuCtxPopCurrent(void **context)
+{
+    *context = &kernels;
+    return context_depth-- ? 0 : NO_CONTEXT;
+}
+
+int symbol_cuThreadExchangeStreamCaptureMode(int *mode)
+{
+    static _Thread_local int now;
+    int before = now;
+    now = *mode;
+    *mode = before;
+    return 0;
+}
+
+/* The image is a shared object; its section headers are its end. */
+int symbol_cuLibraryLoadData(void **library, const void *image, int *jit_options, void **jit_values,
+                             unsigned jit_count, int *options, void **values, unsigned count)
+{
+    const Elf64_Ehdr *head = image;
+    char path[64];
+    (void)jit_options, (void)jit_values, (void)options, (void)values;
+    if (memcmp(image, ELFMAG, SELFMAG) || jit_count || count)
+        return INVALID;
+    size_t size = head->e_shoff + (size_t)head->e_shnum * head->e_shentsize;
+    int file = memfd_create("kernel", MFD_CLOEXEC);
+    if (file < 0 || write(file, image, size) != (ssize_t)size)
+        return INVALID;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!*library)
+        fprintf(stderr, "%s\n", dlerror());
+    /* The file stays open: the loader tells libraries apart by their names. */
+    return *library ? 0 : INVALID;
+}
+
+int symbol_cuLibraryGetKernel(void **function, void *library, const char *name)
+{
+    char threads[128];
+    snprintf(threads, sizeof threads, "%s_threads", name);
+    void *text = dlsym(library, name), *bound = dlsym(library, threads);
+    kernel *k = calloc(1, sizeof *k);
+    if (!text || !bound || !k)
+        return NOT_FOUND;
+    memcpy(&k->text, &text, sizeof text);
+    k->threads = *(const int *)bound;
+    k->shared_limit = 48 << 10;
+    k->next = kernels;
+    *function = kernels = k;
+    return 0;
+}
+
+int symbol_cuKernelGetFunction(void **function, void *name)
+{
+    *function = name;
+    return context_depth ? 0 : NO_CONTEXT;
+}
+
+int symbol_cuKernelSetAttribute(int attribute, int value, void *function, int device)
+{
+    if (attribute != 8 || value > 232448 || device)
+        return INVALID;
+    ((kernel *)function)->shared_limit = value;
+    return 0;
+}
+
+static uint64_t seed(void)
+{
+    const char *text = getenv("HOST_SEED");
+    return (text ? strtoull(text, NULL, 10) : 1) * 1000003 + ++launches;
+}
+
+int symbol_cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                          unsigned by, unsigned bz, unsigned shared, void *stream,
+                          void **parameters, void **extra)
+{
+    const kernel *k = function;
+    (void)stream;
+    if (!context_depth)
+        return NO_CONTEXT;
+    if (extra || !gx || gy != 1 || gz != 1 || !bx || by != 1 || bz != 1 || gx > 0x7fffffff ||
+        (int)bx > k->threads || bx % 32 || (int)shared > k->shared_limit)
+        return INVALID;
+    const fibre_launch launch = {k->text, parameters[0], gx, (int)bx, shared, seed()};
+    const char *complaint = fibre_run(&launch);
+    if (!complaint)
+        return 0;
+    snprintf(fault, sizeof fault, "%s", complaint);
+    return LAUNCH_FAILED;
+}
+
+/* What the real one refuses, as far as its documentation says. */
+static int is_bad_map(const na_host_map *map, const uint64_t *extents, const uint32_t *box,
+                      const uint32_t *element_strides, int interleave)
+{
+    static const int spans[] = {0, 32, 64, 128};
+    int bad = interleave != 0 || map->swizzle > 3 || (uintptr_t)map->base % 16;
+    for (int i = 0; i < map->rank; i++) {
+        bad |= extents[i] == 0 || extents[i] > (uint64_t)1 << 32 || box[i] == 0 || box[i] > 256;
+        bad |= element_strides[i] == 0 || element_strides[i] > 8;
+        if (i > 0)
+            bad |= map->byte_strides[i - 1] % 16 != 0 || map->byte_strides[i - 1] >> 40;
+    }
+    uint32_t inner = box[0] * map->element_bytes;
+    return bad || inner % 16 || (map->swizzle && inner > (uint32_t)spans[map->swizzle]);
+}
+
+int symbol_cuTensorMapEncodeTiled(void *result, int dtype, uint32_t rank, void *base,
+                                  const uint64_t *extents, const uint64_t *byte_strides,
+                                  const uint32_t *box, const uint32_t *element_strides,
+                                  int interleave, int swizzle, int l2, int fill)
+{
+    static const uint8_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4};
+    na_host_map map = {.base = base, .swizzle = (uint8_t)swizzle, .rank = (uint8_t)rank};
+    if ((uintptr_t)result % 64 || dtype < 0 || dtype > 10 || rank < 1 || rank > 5 || l2 < 0 ||
+        l2 > 3 || fill)
+        return INVALID;
+    map.element_bytes = bytes[dtype];
+    for (uint32_t i = 0; i < rank; i++) {
+        map.extents[i] = (uint32_t)extents[i];
+        map.box[i] = (uint16_t)box[i];
+        map.element_strides[i] = (uint8_t)element_strides[i];
+        if (i > 0)
+            map.byte_strides[i - 1] = byte_strides[i - 1];
+    }
+    if (is_bad_map(&map, extents, box, element_strides, interleave))
+        return INVALID;
+    memset(result, 0, 128);
+    memcpy(result, &map, sizeof map);
+    return 0;
+}
+
+/* What the check program uses (device_memory.c). Memory ends at a forbidden page. */
+
+EXPORT int symbol_cuMemAlloc(uint64_t *address, size_t bytes) __asm__("cuMemAlloc_v2");
+EXPORT int symbol_cuMemFree(uint64_t address) __asm__("cuMemFree_v2");
+EXPORT int symbol_cuMemcpyHtoD(uint64_t to, const void *from,
+                               size_t bytes) __asm__("cuMemcpyHtoD_v2");
+EXPORT int symbol_cuMemcpyDtoH(void *to, uint64_t from, size_t bytes) __asm__("cuMemcpyDtoH_v2");
+EXPORT int cuCtxSynchronize(void);
+
+int symbol_cuMemAlloc(uint64_t *address, size_t bytes)
+{
+    size_t page = 4096, inside = (bytes + page - 1) / page * page;
+    char *map = mmap(NULL, inside + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED || mprotect(map + page, inside, PROT_READ | PROT_WRITE))
+        return INVALID;
+    /* The size of the mapping, for cuMemFree. */
+    mprotect(map, page, PROT_READ | PROT_WRITE);
+    *(size_t *)map = inside + 2 * page;
+    mprotect(map, page, PROT_NONE);
+    *address = (uint64_t)(map + page);
+    return 0;
+}
+
+int symbol_cuMemFree(uint64_t address)
+{
+    char *map = (char *)address - 4096;
+    mprotect(map, 4096, PROT_READ);
+    return munmap(map, *(size_t *)map);
+}
+
+int symbol_cuMemcpyHtoD(uint64_t to, const void *from, size_t bytes)
+{
+    memcpy((void *)to, from, bytes);
+    return 0;
+}
+
+int symbol_cuMemcpyDtoH(void *to, uint64_t from, size_t bytes)
+{
+    memcpy(to, (const void *)from, bytes);
+    return 0;
+}
+
+int cuCtxSynchronize(void) { return 0; }

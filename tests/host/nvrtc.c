@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT
+ * An NVRTC for tests: it has a C compiler make a shared object of a device text, with the host text
+ * of the words. HOST_MUTANT=n leaves out the n-th statement of the text that waits (a line with
+ * na_barrier, or a word that ends in _wait or _fence), and says in its log which; past the last one
+ * it fails. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { OUT_OF_MEMORY = 1, INVALID = 3, COMPILATION = 6, OPTIONS = 64 };
+
+typedef struct program {
+    char folder[64];
+    char *text, *result, log[8192];
+    size_t size;
+} program;
+
+#define NVRTC(name, parameters) EXPORT int name parameters;
+#include "cuda/driver.def"
+
+int nvrtcVersion(int *major, int *minor)
+{
+    *major = 13;
+    *minor = 0;
+    return 0;
+}
+
+int nvrtcGetNumSupportedArchs(int *count)
+{
+    *count = 1;
+    return 0;
+}
+
+int nvrtcGetSupportedArchs(int *archs)
+{
+    *archs = 90;
+    return 0;
+}
+
+static int write_file(const char *folder, const char *name, const char *text)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    for (char *at = path + strlen(folder) + 1; (at = strchr(at, '/')); at++) {
+        *at = 0;
+        mkdir(path, 0700);
+        *at = '/';
+    }
+    FILE *file = fopen(path, "w");
+    if (!file)
+        return 0;
+    fputs(text, file);
+    return fclose(file) == 0;
+}
+
+int nvrtcCreateProgram(void **result, const char *text, const char *name, int headers,
+                       const char *const *header_texts, const char *const *header_names)
+{
+    program *p = calloc(1, sizeof *p);
+    (void)name;
+    *result = p;
+    if (!p || !(p->text = strdup(text)))
+        return OUT_OF_MEMORY;
+    snprintf(p->folder, sizeof p->folder, "/tmp/natten-host-XXXXXX");
+    if (!mkdtemp(p->folder))
+        return INVALID;
+    /* The C compiler has its own standard headers. */
+    for (int i = 0; i < headers; i++)
+        if (strncmp(header_names[i], "std", 3) &&
+            !write_file(p->folder, header_names[i], header_texts[i]))
+            return INVALID;
+    return 0;
+}
+
+static int run(char *const *words, const char *log)
+{
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        int file = open(log, O_CREAT | O_TRUNC | O_WRONLY, 0600);
+        dup2(file, 2);
+        execvp(words[0], words);
+        _exit(127);
+    }
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+int nvrtcDestroyProgram(void **result)
+{
+    program *p = *result;
+    char *words[] = {"rm", "-rf", p->folder, NULL};
+    run(words, "/dev/null");
+    free(p->text);
+    free(p->result);
+    free(p);
+    *result = NULL;
+    return 0;
+}
+
+static int waits(const char *line)
+{
+    return strstr(line, "na_barrier(") || strstr(line, "_wait(") || strstr(line, "_fence(") ||
+           strstr(line, "_sync(");
+}
+
+/* Blanks the statement of the n-th line that waits. Statements that wait are lines of their own. */
+static int mutate(program *p, int wanted)
+{
+    int number = 0, count = 0;
+    for (char *line = p->text; line && *line;) {
+        char *end = strchr(line, '\n');
+        if (!end)
+            return 0;
+        *end = 0;
+        number++;
+        int found = line[0] == ' ' && waits(line) && end[-1] == ';' && ++count == wanted;
+        if (found) {
+            snprintf(p->log, sizeof p->log, "without line %d: %s\n", number, line);
+            memset(line, ' ', (size_t)(end - line));
+            end[-1] = ';';
+        }
+        *end = '\n';
+        if (found)
+            return 1;
+        line = end + 1;
+    }
+    return 0;
+}
+
+static char *read_file(const char *path, size_t *size)
+{
+    struct stat status;
+    int file = open(path, O_RDONLY);
+    if (file < 0 || fstat(file, &status))
+        return NULL;
+    char *bytes = calloc(1, (size_t)status.st_size + 1);
+    *size = bytes ? (size_t)read(file, bytes, (size_t)status.st_size) : 0;
+    close(file);
+    return bytes;
+}
+
+int nvrtcCompileProgram(void *result, int count, const char *const *options)
+{
+    program *p = result;
+    const char *mutant = getenv("HOST_MUTANT");
+    char source[128], object[128], log[128], include[128];
+    char *words[OPTIONS + 24] = {HOST_CC, "-x",    "c",       "-std=gnu11", "-O2",
+                                 "-w",    "-fPIC", "-shared", include,      "-I" HOST_TESTS};
+    if (mutant && !mutate(p, atoi(mutant))) {
+        snprintf(p->log, sizeof p->log, "there is no statement %s that waits\n", mutant);
+        return COMPILATION;
+    }
+    snprintf(source, sizeof source, "%s/kernel.c", p->folder);
+    snprintf(object, sizeof object, "%s/kernel.so", p->folder);
+    snprintf(log, sizeof log, "%s/log", p->folder);
+    snprintf(include, sizeof include, "-I%s", p->folder);
+    int at = 10;
+    for (int i = 0; i < count && at < OPTIONS; i++)
+        if (!strncmp(options[i], "-D", 2))
+            words[at++] = (char *)options[i];
+    char *const rest[] = {"-o", object, source, "-L" HOST_LIBRARIES, "-l:libcuda.so.1", "-lm"};
+    memcpy(words + at, rest, sizeof rest);
+    if (!write_file(p->folder, "kernel.c", p->text))
+        return INVALID;
+    int good = run(words, log);
+    size_t size, said = strlen(p->log);
+    char *text = read_file(log, &size);
+    snprintf(p->log + said, sizeof p->log - said, "%s", text ? text : "");
+    free(text);
+    p->result = good ? read_file(object, &p->size) : NULL;
+    return p->result ? 0 : COMPILATION;
+}
+
+int nvrtcGetProgramLogSize(void *result, size_t *bytes)
+{
+    *bytes = strlen(((program *)result)->log) + 1;
+    return 0;
+}
+
+int nvrtcGetProgramLog(void *result, char *log)
+{
+    strcpy(log, ((program *)result)->log);
+    return 0;
+}
+
+int nvrtcGetCUBINSize(void *result, size_t *bytes)
+{
+    *bytes = ((program *)result)->size;
+    return 0;
+}
+
+int nvrtcGetCUBIN(void *result, char *cubin)
+{
+    memcpy(cubin, ((program *)result)->result, ((program *)result)->size);
+    return 0;
+}
+
+int nvrtcGetPTXSize(void *result, size_t *bytes)
+{
+    (void)result, (void)bytes;
+    return INVALID;
+}
+
+int nvrtcGetPTX(void *result, char *ptx)
+{
+    (void)result, (void)ptx;
+    return INVALID;
+}
