@@ -15,7 +15,14 @@
 #include "cpu/pack_tmpl.h"
 #include "cpu/math_tmpl.h"
 #include "cpu/forward_tmpl.h"
+#include "cpu/weights_tmpl.h"
+#include "cpu/scatter_tmpl.h"
+#include "cpu/unfused_tmpl.h"
 
 const na_cpu_kernels NA_KERNELS = {{
     [NATTEN_FORWARD] = forward_plan,
+    [NATTEN_QK] = unfused_plan,
+    [NATTEN_QK_BACKWARD] = unfused_plan,
+    [NATTEN_AV] = unfused_plan,
+    [NATTEN_AV_BACKWARD] = unfused_plan,
 }};

@@ -153,6 +153,7 @@ typedef struct aggregation {
                             end: sums are multiplied by factor, and go to `out` if there is one */
     int stream;          /* out may be written past the caches: it is aligned to vectors */
     int64_t width;       /* between weights of one lane */
+    int64_t weight_lane; /* between lanes */
     real *const *weight; /* of each row of the call: of the first span's first key */
     const real *value;   /* natural tokens of slot 0, aligned, at the call's first channel */
     int64_t value_step;  /* between tokens */
@@ -201,7 +202,7 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
         real *partial = a->sum + l * a->sum_lane;
         UNROLL
         for (int r = 0; r < rows; r++) {
-            weight[r] = a->weight[r] + l;
+            weight[r] = a->weight[r] + l * a->weight_lane;
             UNROLL
             for (int i = 0; i < vectors; i++)
                 sum[r][i] = a->begin ? vec_zero() : vec_load(partial + r * a->sum_row + i * VL);
@@ -270,6 +271,7 @@ typedef struct scattering {
     const na_span *span;
     int lanes;           /* that are queries */
     int64_t width;       /* between weights of one lane */
+    int64_t weight_lane; /* between lanes */
     real *const *weight; /* of each row of the call: of the span's first key */
     real *sum;           /* natural tokens of slot 0, aligned, at the call's first channel */
     int64_t sum_step;    /* between tokens */
@@ -286,7 +288,7 @@ static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scatt
         const real *weight[ROWS_MAX];
         UNROLL
         for (int r = 0; r < rows; r++) {
-            weight[r] = a->weight[r] + l;
+            weight[r] = a->weight[r] + l * a->weight_lane;
             UNROLL
             for (int i = 0; i < vectors; i++)
                 grad[r][i] = vec_load(a->grad + l * a->grad_lane + r * a->grad_row + i * VL);

@@ -403,6 +403,7 @@ static int cut_run(const na_geometry *g, const na_work *work, run r, na_span spa
             len = na_min(len, ceil_div(part->cut - x, step));
         span.slot = slot + number % g->ring_part;
         span.x = x;
+        span.key = (int)key;
         span.len = len;
         span.first = r.from;
         spans[count++] = span;

@@ -134,6 +134,7 @@ void na_ring_fill(const na_geometry *geometry, const na_work *work, const na_key
 typedef struct na_span {
     int64_t slot;   /* in the ring; additional tokens: after the ring's slots */
     int32_t x;      /* the first key (of a lane of start 0), counted inside the slot */
+    int32_t key;    /* the same, counted in the tensor */
     int32_t step;   /* from one key to the next */
     int32_t len;    /* keys */
     int32_t lo, hi; /* rows of the tile that see it */

@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: MIT
+ * The unfused ops:
+ *   score     attn = factor * query . key + bias     QK; AV_BACKWARD's d_attn = d_out . value
+ *   gather    out = factor * sum of attn * value     AV; QK_BACKWARD's d_query from d_attn, key
+ *   scatter   the gradients of key or value, of the additional tokens and of the bias
+ * Parameters: those of micro_tmpl.h, pack_tmpl.h, weights_tmpl.h and scatter_tmpl.h. */
+
+/* What an op scores or gathers, and where a worker keeps its part. */
+typedef struct unfused {
+    const natten_problem *problem;
+    const na_geometry *geometry;
+    tensor query;     /* score: query or d_out; gather: out or d_query */
+    tensor key, more; /* keys or values, and those of the additional tokens */
+    tensor attn;
+    int depth;     /* channels */
+    int64_t slots; /* of a query */
+    real factor;
+    real forbidden;    /* score: what slots without a key hold */
+    const real *bias;  /* score: [head][2K-1]... or NULL */
+    int64_t bias_head; /* reals of one head's bias */
+    int64_t workers;
+    int64_t key_depth; /* score: between channels of packed keys */
+    int64_t slot_step; /* reals of a slot of packed keys */
+    char *memory;      /* of all workers */
+    size_t bytes;      /* of each */
+} unfused;
+
+typedef struct worker {
+    const unfused *u;
+    int64_t pair; /* batch and key head whose additional tokens are packed, or -1 */
+    const na_work *work;
+    int64_t *tags;
+    na_key_row *rows;
+    na_span *spans;
+    real *key;   /* packed: score [slot][channel][key], gather [slot][key][channel] */
+    real *query; /* score: [row][channel][lane]; gather: sums [row][lane][channel] */
+    real *score; /* score: [row][slot][lane]; gather: room of load_weights */
+    real *room;  /* score: of correlate_span */
+} worker;
+
+static worker score_worker(const unfused *u, pieces *p)
+{
+    const na_geometry *g = u->geometry;
+    worker w = {.u = u, .pair = -1};
+    w.tags = piece(p, g->additional_slot, sizeof *w.tags);
+    w.rows = piece(p, g->key_rows, sizeof *w.rows);
+    w.spans = piece(p, g->spans, sizeof *w.spans);
+    w.key = piece(p, g->slots * u->slot_step + 4 * VL, sizeof(real));
+    w.query = piece(p, (int64_t)NA_ROWS * u->depth * VL, sizeof(real));
+    w.score = piece(p, NA_ROWS * padded(u->slots) * VL, sizeof(real));
+    w.room = piece(p, (int64_t)u->depth * KEYS_MAX * VL, sizeof(real));
+    return w;
+}
+
+static worker gather_worker(const unfused *u, pieces *p)
+{
+    const na_geometry *g = u->geometry;
+    worker w = {.u = u, .pair = -1};
+    w.tags = piece(p, g->additional_slot, sizeof *w.tags);
+    w.rows = piece(p, g->key_rows, sizeof *w.rows);
+    w.spans = piece(p, g->spans, sizeof *w.spans);
+    w.key = piece(p, g->slots * u->slot_step, sizeof(real));
+    w.query = piece(p, NA_ROWS * VL * padded(u->depth), sizeof(real));
+    w.score = piece(p, NA_ROWS * VL * copied_slots(u->slots), sizeof(real));
+    return w;
+}
+
+static void pack_score_slot(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
+{
+    const worker *w = context;
+    const unfused *u = w->u;
+    const char *key = tensor_at(&u->key, w->work->batch, w->work->kv_head, z, y, part->first);
+    pack_transposed(u->key.dtype, key, u->key.axis[2], part->width, u->depth, 1,
+                    w->key + slot * u->slot_step, u->key_depth);
+}
+
+static void pack_gather_slot(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
+{
+    const worker *w = context;
+    const unfused *u = w->u;
+    const char *key = tensor_at(&u->key, w->work->batch, w->work->kv_head, z, y, part->first);
+    pack_natural(u->key.dtype, key, u->key.axis[2], part->width, u->depth, 1,
+                 w->key + slot * u->slot_step, padded(u->depth));
+}
+
+/* Has all keys of a task packed; returns the number of its key rows. */
+static int pack_keys(worker *w, const na_work *work, int transposed)
+{
+    const unfused *u = w->u;
+    const na_geometry *g = u->geometry;
+    const int64_t pair = work->batch * g->kv_heads + work->kv_head;
+    const int row_count = na_key_rows(g, work, w->rows);
+    w->work = work;
+    na_ring_fill(g, work, w->rows, row_count, w->tags,
+                 transposed ? pack_score_slot : pack_gather_slot, w);
+    if (w->pair == pair)
+        return row_count;
+    w->pair = pair;
+    real *to = w->key + g->additional_slot * u->slot_step;
+    for (int64_t token = 0; token < g->additional; token += g->width, to += u->slot_step) {
+        const int some = (int)(g->additional - token < g->width ? g->additional - token : g->width);
+        const char *from = tensor_at(&u->more, work->batch, work->kv_head, token, 0, 0);
+        if (transposed)
+            pack_transposed(u->more.dtype, from, u->more.axis[0], some, u->depth, 1, to,
+                            u->key_depth);
+        else
+            pack_natural(u->more.dtype, from, u->more.axis[0], some, u->depth, 1, to,
+                         padded(u->depth));
+    }
+    return row_count;
+}
+
+/* Adds the bias to a span's scores of one tile row. */
+static void add_bias(const unfused *u, const tile *t, const na_span *span, place p, int row,
+                     real *score)
+{
+    const natten_axis *axis = u->geometry->axis;
+    const na_lanes *lanes = na_work_lanes(u->geometry, t->work, t->number, row);
+    const int64_t z = t->bias_z + p.z, y = t->bias_y[row] + p.y - t->ahead[row];
+    const real *bias = u->bias + (t->work->head + row % t->work->heads) * u->bias_head;
+    bias += (z * (2 * axis[1].window - 1) + y) * (2 * axis[2].window - 1);
+    bias += span->first - t->work->block->offset[row / t->work->heads];
+    const vec_index index = vec_index_load(lanes->bias);
+    for (int k = 0; k < span->len; k++, bias++, score += t->width) {
+        vec b = lanes->uniform ? vec_set1(bias[lanes->bias[0]]) : vec_gather(bias, index);
+        if (t->width == VL)
+            vec_store(score, vec_add(vec_load(score), b));
+        else
+            vec_store_part(score, t->width, vec_add(vec_load_part(score, t->width), b));
+    }
+}
+
+/* Gives slots beyond a lane's last key their value. */
+static void forbid(const unfused *u, const tile *t, const na_span *span, int row, real *score)
+{
+    const vec_index limit = vec_index_load(span->limit + row * span->limit_step);
+    for (int k = span->first; k < span->first + span->len; k++, score += t->width) {
+        if (t->width == VL)
+            vec_store(score, vec_keep(vec_load(score), k, limit, u->forbidden));
+        else
+            vec_store_part(score, t->width,
+                           vec_keep(vec_load_part(score, t->width), k, limit, u->forbidden));
+    }
+}
+
+static void score_tile(const worker *w, tile *t)
+{
+    const unfused *u = w->u;
+    const int rows = t->work->rows;
+    const int64_t row_step = padded(u->slots) * VL, query_step = (int64_t)u->depth * VL;
+    for (int r = 0; r < rows; r++)
+        pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2], t->lanes,
+                        u->depth, u->factor, w->query + r * query_step, VL);
+    if (t->cut || t->masked)
+        for (int64_t i = 0; i < rows * row_step; i += VL)
+            vec_store(w->score + i, vec_set1(u->forbidden));
+    const scoring s = {.query = w->query,
+                       .key = w->key,
+                       .slot_step = u->slot_step,
+                       .key_depth = u->key_depth,
+                       .depth = u->depth,
+                       .half = t->width != VL,
+                       .room = w->room};
+    for (int i = 0; i < t->count; i++) {
+        na_span span = t->spans[i];
+        const place p = place_of(t, &span);
+        real *score[NA_ROWS];
+        for (int r = span.lo; r < span.hi; r++)
+            score[r] = w->score + r * row_step + slot_of(t, &span, p, r) * t->width;
+        span.limit = NULL;
+        correlate_span(&s, &span, score, 0);
+        span.limit = t->spans[i].limit;
+        for (int r = span.lo; r < span.hi && u->bias && span.z >= 0; r++)
+            add_bias(u, t, &span, p, r, score[r]);
+        for (int r = span.lo; r < span.hi && span.limit; r++)
+            forbid(u, t, &span, r, score[r]);
+    }
+    for (int r = 0; r < rows; r++)
+        store_scores(u->attn.dtype, w->score + r * row_step, t->width, u->slots, t->lanes,
+                     query_at(&u->attn, t, r), u->attn.axis[2]);
+}
+
+/* Values that one block of spans may bring, so that they stay in the first-level cache. */
+enum { VALUE_BYTES = 24 << 10 };
+
+/* The end of a block of spans from `begin` on: the slots of each row follow one another. Sets where
+ * each row's weights begin. */
+static int gather_block(const unfused *u, const tile *t, const weights *weights, int begin,
+                        real *at[NA_ROWS])
+{
+    int64_t next[NA_ROWS], bytes = 0;
+    const int64_t token = padded(u->depth) * (int64_t)sizeof(real);
+    for (int r = 0; r < t->work->rows; r++)
+        next[r] = -1;
+    for (int i = begin; i < t->count; i++) {
+        const na_span *span = &t->spans[i];
+        const place p = place_of(t, span);
+        bytes += span->len * token;
+        if (bytes > VALUE_BYTES && i > begin)
+            return i;
+        for (int r = span->lo; r < span->hi; r++)
+            if (next[r] >= 0 && next[r] != slot_of(t, span, p, r))
+                return i;
+        for (int r = span->lo; r < span->hi; r++) {
+            const int64_t slot = slot_of(t, span, p, r);
+            if (next[r] < 0)
+                at[r] = weights->row[r] + slot;
+            next[r] = slot + span->len;
+        }
+    }
+    return t->count;
+}
+
+static void gather_tile(const worker *w, tile *t)
+{
+    const unfused *u = w->u;
+    const int rows = t->work->rows;
+    const int64_t step = padded(u->depth);
+    const weights weights = load_weights(t, &u->attn, u->slots, w->score);
+    const int direct = stored_size(u->query.dtype) == sizeof(real) && u->depth % VL == 0;
+    real factor[NA_ROWS * VL] __attribute__((aligned(64))), *out[NA_ROWS];
+    real *at[NA_ROWS];
+    for (int r = 0; r < rows; r++) {
+        vec_store(factor + r * VL, vec_set1(u->factor));
+        out[r] = (real *)query_at(&u->query, t, r);
+        at[r] = weights.row[r];
+    }
+    for (int begin = 0, end; begin < t->count; begin = end) {
+        end = gather_block(u, t, &weights, begin, at);
+        const aggregation a = {.spans = t->spans + begin,
+                               .count = end - begin,
+                               .lanes = t->lanes,
+                               .begin = begin == 0,
+                               .end = end == t->count,
+                               .width = 1,
+                               .weight_lane = weights.lane,
+                               .weight = at,
+                               .value = w->key,
+                               .value_step = step,
+                               .slot_tokens = u->slot_step / step,
+                               .sum = w->query,
+                               .sum_row = VL * step,
+                               .sum_lane = step,
+                               .factor = factor,
+                               .out = direct ? out : NULL,
+                               .out_lane = u->query.axis[2] / (int64_t)sizeof(real)};
+        aggregate_spans(&a, rows, u->depth);
+    }
+    for (int r = 0; r < rows && !direct; r++)
+        unpack_natural(u->query.dtype, w->query + r * VL * step, step, t->lanes, u->depth,
+                       query_at(&u->query, t, r), u->query.axis[2]);
+}
+
+static void run_tasks(const unfused *u, int64_t number, int transposed)
+{
+    const na_geometry *g = u->geometry;
+    pieces memory = {u->memory + (size_t)number * u->bytes, 0};
+    worker w = transposed ? score_worker(u, &memory) : gather_worker(u, &memory);
+    for (int64_t i = 0; i < g->additional_slot; i++)
+        w.tags[i] = -1;
+    const int64_t end = (number + 1) * g->tasks / u->workers;
+    for (int64_t task = number * g->tasks / u->workers; task < end; task++) {
+        const na_work work = na_work_at(g, task);
+        const int row_count = pack_keys(&w, &work, transposed);
+        tile t = tile_of_task(g, &work);
+        int from, to;
+        task_tiles(g, &work, &from, &to);
+        t.spans = w.spans;
+        for (int i = from; i < to; i++) {
+            tile_at(&t, i, w.rows, row_count);
+            if (transposed)
+                score_tile(&w, &t);
+            else
+                gather_tile(&w, &t);
+        }
+    }
+}
+
+static void score_task(void *context, int64_t worker) { run_tasks(context, worker, 1); }
+static void gather_task(void *context, int64_t worker) { run_tasks(context, worker, 0); }
+
+/* What a plan keeps. */
+typedef struct unfused_state {
+    na_geometry *score, *gather; /* NULL: no use for it; gather: of scatter too */
+} unfused_state;
+
+static void unfused_destroy(void *state)
+{
+    unfused_state *s = state;
+    na_geometry_free(s->score);
+    na_geometry_free(s->gather);
+    free(s);
+}
+
+static int64_t slots_of(const natten_problem *p)
+{
+    return na_window_size(p) + p->additional_tokens;
+}
+
+/* The part of an op that scores or gathers; 0: there is none. */
+static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u)
+{
+    static const natten_role query[NATTEN_OPS] = {[NATTEN_QK] = NATTEN_QUERY,
+                                                  [NATTEN_QK_BACKWARD] = NATTEN_D_QUERY,
+                                                  [NATTEN_AV] = NATTEN_OUT,
+                                                  [NATTEN_AV_BACKWARD] = NATTEN_D_OUT};
+    static const natten_role attn[NATTEN_OPS] = {[NATTEN_QK] = NATTEN_ATTN,
+                                                 [NATTEN_QK_BACKWARD] = NATTEN_D_ATTN,
+                                                 [NATTEN_AV] = NATTEN_ATTN,
+                                                 [NATTEN_AV_BACKWARD] = NATTEN_D_ATTN};
+    const natten_problem *p = &plan->problem;
+    const unfused_state *state = plan->state;
+    const int keys = p->op == NATTEN_QK || p->op == NATTEN_QK_BACKWARD;
+    const int scores = p->op == NATTEN_QK || p->op == NATTEN_AV_BACKWARD;
+    *u = (unfused){.problem = p, .geometry = scores ? state->score : state->gather};
+    if (!na_has(p, query[p->op]) || !na_has(p, attn[p->op]))
+        return 0;
+    u->query = tensor_of(p, run, query[p->op]);
+    u->attn = tensor_of(p, run, attn[p->op]);
+    u->key = tensor_of(p, run, keys ? NATTEN_KEY : NATTEN_VALUE);
+    u->more = tensor_of(p, run, keys ? NATTEN_ADDITIONAL_KEY : NATTEN_ADDITIONAL_VALUE);
+    u->depth = (int)(keys ? p->head_dim : p->value_dim);
+    u->slots = slots_of(p);
+    u->factor = keys ? (real)p->scale : 1;
+    u->forbidden = p->op == NATTEN_QK ? (real)-INFINITY : 0;
+    u->slot_step = u->geometry->width * padded(u->depth);
+    if (scores) {
+        /* An odd number of cache lines: channels a power of two apart would share few sets. */
+        const int64_t line = 64 / (int64_t)sizeof(real);
+        u->key_depth = (u->geometry->width + line - 1) / line * line;
+        u->key_depth += u->key_depth / line % 2 ? 0 : line;
+        u->slot_step = u->key_depth * u->depth;
+    }
+    pieces worker = {NULL, 0};
+    (void)(scores ? score_worker(u, &worker) : gather_worker(u, &worker));
+    u->bytes = worker.used;
+    u->workers = na_workers(run, u->geometry->tasks);
+    return 1;
+}
+
+/* The part of an op that scatters; 0: there is none. */
+static int scattered_of(const natten_plan *plan, const natten_run *run, scattered *s)
+{
+    const natten_problem *p = &plan->problem;
+    const unfused_state *state = plan->state;
+    const int keys = p->op == NATTEN_QK_BACKWARD;
+    const natten_role key = keys ? NATTEN_D_KEY : NATTEN_D_VALUE;
+    const natten_role more = keys ? NATTEN_D_ADDITIONAL_KEY : NATTEN_D_ADDITIONAL_VALUE;
+    *s = (scattered){.problem = p, .geometry = state->gather};
+    if (!keys && p->op != NATTEN_AV_BACKWARD)
+        return 0;
+    s->boxes = make_boxes(s->geometry, p);
+    s->query = tensor_of(p, run, keys ? NATTEN_QUERY : NATTEN_D_OUT);
+    s->attn = tensor_of(p, run, keys ? NATTEN_D_ATTN : NATTEN_ATTN);
+    s->key = tensor_of(p, run, key);
+    s->more = tensor_of(p, run, more);
+    s->bias = tensor_of(p, run, NATTEN_D_RPB);
+    s->depth = (int)(keys ? p->head_dim : p->value_dim);
+    s->slots = slots_of(p);
+    s->factor = keys ? (real)p->scale : 1;
+    s->pairs = p->batch * p->kv_heads;
+    s->pair_tasks = s->geometry->tasks / s->pairs;
+    s->more_sums = s->more.data ? p->additional_tokens * padded(s->depth) : 0;
+    s->bias_head = 1;
+    for (int i = 0; i < 3; i++)
+        s->bias_head *= 2 * p->axis[i].window - 1;
+    s->bias_sums = s->bias.data ? s->bias_head * s->geometry->group : 0;
+    s->shares = make_shares(s);
+    pieces worker = {NULL, 0};
+    scatter_worker_of(s, &worker);
+    s->bytes = worker.used;
+    const int64_t units = box_units(s) + share_units(s);
+    s->workers = na_workers(run, units);
+    return units > 0;
+}
+
+static void load_bias(const tensor *rpb, const natten_problem *p, real *to)
+{
+    const int64_t size_y = 2 * p->axis[1].window - 1, size_x = 2 * p->axis[2].window - 1;
+    const int64_t rows = (2 * p->axis[0].window - 1) * size_y;
+    real room[VL] __attribute__((aligned(64)));
+    for (int64_t h = 0; h < p->heads; h++)
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t x = 0; x < size_x; x++) {
+                pack_natural(rpb->dtype, tensor_at(rpb, 0, h, i / size_y, i % size_y, x), 0, 1, 1,
+                             1, room, 0);
+                *to++ = room[0];
+            }
+}
+
+static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
+{
+    const natten_problem *p = &plan->problem;
+    unfused u;
+    scattered s;
+    const int moves = unfused_of(plan, run, &u), scatters = scattered_of(plan, run, &s);
+    const tensor rpb = tensor_of(p, run, NATTEN_RPB);
+    pieces all = {NULL, 0};
+    char *memory = NULL;
+    /* First measured, then taken. */
+    for (int taken = 0; taken < 2; taken++) {
+        all = (pieces){memory, 0};
+        u.bias_head =
+            (2 * p->axis[0].window - 1) * (2 * p->axis[1].window - 1) * (2 * p->axis[2].window - 1);
+        real *bias = piece(&all, rpb.data ? p->heads * u.bias_head + VL : 0, sizeof(real));
+        s.sums = piece(&all, share_units(&s) * (s.more_sums + s.bias_sums), sizeof *s.sums);
+        real *room = piece(&all, padded(s.depth) + VL, sizeof(real));
+        const size_t moving = moves ? (size_t)u.workers * u.bytes : 0;
+        const size_t scattering = scatters ? (size_t)s.workers * s.bytes : 0;
+        u.memory = s.memory = piece(&all, 1, moving > scattering ? moving : scattering);
+        if (!taken && !(memory = na_scratch_take(all.used)))
+            return na_fail(NATTEN_ERROR_MEMORY, "No memory for a run of %s.", plan->kernel->name);
+        if (!taken)
+            continue;
+        if (rpb.data) {
+            load_bias(&rpb, p, bias);
+            u.bias = bias;
+        }
+        if (moves)
+            na_parallel(run, u.workers, u.key_depth ? score_task : gather_task, &u);
+        if (scatters)
+            na_parallel(run, s.workers, scatter_task, &s);
+        if (s.more_sums)
+            store_more(&s, room);
+        if (s.bias_sums)
+            store_bias(&s, room);
+    }
+    na_scratch_give(memory);
+    return NATTEN_OK;
+}
+
+/* Rows of a score tile: more share a loaded key, but all their scores should stay in the
+ * second-level cache; small windows want them in the first. */
+static int score_rows(const natten_problem *p)
+{
+    const int64_t slots = slots_of(p), row = slots * VL * (int64_t)sizeof(real);
+    return slots <= 64 || ROWS_MAX * row > 448 << 10 ? na_min(ROWS_MAX, 4) : ROWS_MAX;
+}
+
+static natten_status unfused_plan(natten_plan *plan)
+{
+    const natten_problem *p = &plan->problem;
+    const int scores = p->op == NATTEN_QK || p->op == NATTEN_AV_BACKWARD;
+    unfused_state *state = calloc(1, sizeof *state);
+    if (state && scores)
+        state->score = na_geometry_make(p, VL, HALF, score_rows(p));
+    if (state && p->op != NATTEN_QK)
+        state->gather = na_geometry_make(p, VL, HALF, AGGREGATE_ROWS);
+    if (!state || (scores && !state->score) || (p->op != NATTEN_QK && !state->gather)) {
+        if (state)
+            unfused_destroy(state);
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory to plan %s.", plan->kernel->name);
+    }
+    plan->state = state;
+    plan->destroy = unfused_destroy;
+    plan->run = unfused_run;
+    return NATTEN_OK;
+}
