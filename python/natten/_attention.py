@@ -32,17 +32,15 @@ from ._call import Window
 
 
 def _score_tangent(
-    t_query: Optional,
-    t_key: Optional,
-    t_bias: Optional,
-    t_additional: Optional,
+    tangents: Any,
     query: Tensor,
     key: Tensor,
     additional: Optional,
     window: Window,
     scale: float,
 ) -> Optional:
-    """The tangent of scale * q . k + bias."""
+    """The tangent of scale * q . k + bias, from those of query, key, bias and additional keys."""
+    t_query, t_key, t_bias, t_additional = tangents
     t = _with(t_key, t_additional, key, additional)
     products = _add(
         None if t_query is None else correlate(t_query, key, additional, window),
@@ -93,7 +91,8 @@ class QK(_Op):
         window: Window,
         scale: float,
     ) -> Tensor:
-        return _ops.qk(query, key, bias, additional, *window, scale)
+        result: Tensor = _ops.qk(query, key, bias, additional, *window, scale)
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -107,8 +106,8 @@ class QK(_Op):
         if grad is None:
             return (None,) * 6
         if differentiable_again():
-            args = (query, key, additional, ctx.window, ctx.scale)
-            return *_score_grads(need, grad, *args), None, None
+            grads = _score_grads(need, grad, query, key, additional, ctx.window, ctx.scale)
+            return *grads, None, None
         results = _ops.qk_backward(
             grad, query, key, additional, *ctx.window, ctx.scale, _wanted(need, 4)
         )
@@ -117,7 +116,7 @@ class QK(_Op):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Optional:
         query, key, additional = ctx.saved_tensors
-        return _score_tangent(*tangents[:4], query, key, additional, ctx.window, ctx.scale)
+        return _score_tangent(tangents[:4], query, key, additional, ctx.window, ctx.scale)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -144,19 +143,10 @@ def _weights(
 
 
 def _backward_composed(
-    need: Any,
-    d_out: Optional,
-    d_lse: Optional,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional,
-    additional_key: Optional,
-    additional_value: Optional,
-    window: Window,
-    scale: float,
+    need: Any, d_out: Optional, d_lse: Optional, tensors: Any, window: Window, scale: float
 ) -> tuple[Optional, ...]:
     """The gradients of fused attention, through its weights: differentiable any number of times."""
+    query, key, value, bias, additional_key, additional_value = tensors
     q, k, v = query.movedim(-2, 1), key.movedim(-2, 1), value.movedim(-2, 1)
     ak, av = _first(additional_key), _first(additional_value)
     weights, _ = _weights(q, k, bias, ak, window, scale)
@@ -201,7 +191,7 @@ class Fused(_Op):
         if d_out is None and d_lse is None:
             return (None,) * 8
         if differentiable_again():
-            grads = _backward_composed(need, d_out, d_lse, *tensors, ctx.window, ctx.scale)
+            grads = _backward_composed(need, d_out, d_lse, tensors, ctx.window, ctx.scale)
             return *grads, None, None
         return *_fused_backward(need, d_out, d_lse, tensors, out, lse, ctx), None, None
 
@@ -213,9 +203,8 @@ class Fused(_Op):
         ak, av = _first(additional_key), _first(additional_value)
         window, scale = ctx.window, ctx.scale
         weights, _ = _weights(q, k, bias, ak, window, scale)
-        t_scores = _score_tangent(
-            _first(t_q), _first(t_k), t_bias, _first(t_ak), q, k, ak, window, scale
-        )
+        t_inputs = (_first(t_q), _first(t_k), t_bias, _first(t_ak))
+        t_scores = _score_tangent(t_inputs, q, k, ak, window, scale)
         t_value = _with(_first(t_v), _first(t_av), v, av)
         t_out = None if t_value is None else gather(weights.to(v.dtype), *t_value, window)
         t_lse = torch.zeros_like(lse)
@@ -261,8 +250,8 @@ def _traced_backward(cls: Any) -> Callable[..., Any]:
             return *(None for _ in need[:-6]), *nothing
         numbers = (*ctx.window, ctx.scale)
         if cls is Fused:
-            *tensors, out, lse = tensors
-            return *_fused_backward(need, *grads, tensors, out, lse, ctx), *nothing
+            *inputs, out, lse = tensors
+            return *_fused_backward(need, grads[0], grads[1], inputs, out, lse, ctx), *nothing
         if cls is QK:
             query, key, _, additional = tensors
             results = _ops.qk_backward(grads[0], query, key, additional, *numbers, _wanted(need, 4))

@@ -125,10 +125,10 @@ def _save(ctx: Any, *tensors: Optional) -> None:
 
 
 def _add(*terms: Optional) -> Optional:
-    given = [term for term in terms if term is not None]
-    total = given[0] if given else None
-    for term in given[1:]:
-        total = total + term
+    total: Optional = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
     return total
 
 
@@ -180,7 +180,8 @@ class Correlate(_Op):
     @staticmethod
     def forward(x: Tensor, y: Tensor, additional: Optional, window: Window) -> Tensor:
         attn = _like((*x.shape[:-1], _slots(window, additional)), x)
-        return _ops.av_backward(x, attn, y, additional, *window, 1.0, 1)[0]
+        result: Tensor = _ops.av_backward(x, attn, y, additional, *window, 1.0, 1)[0]
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -218,7 +219,8 @@ class AV(_Op):
 
     @staticmethod
     def forward(attn: Tensor, value: Tensor, additional: Optional, window: Window) -> Tensor:
-        return _ops.av(attn, value, additional, *window, 1.0)
+        result: Tensor = _ops.av(attn, value, additional, *window, 1.0)
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -293,6 +295,18 @@ class Scatter(_Op):
         return sums[:1] if additional is None else sums
 
 
+def _zeros(query: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Queries and keys of one channel that is zero, for what depends on the map only. A block's
+    keys reach to the end of each axis: every window is among them."""
+    *_, block = window
+    rank = len(window[0])
+    keys = list(query.shape[2:-1])
+    if block:
+        keys = [block[2 * rank + i] - block[rank + i] for i in range(rank)]
+    zero = query.new_zeros(1)
+    return zero.expand((*query.shape[:-1], 1)), zero.expand((*query.shape[:2], *keys, 1))
+
+
 @_finish
 class Spread(_Op):
     """(bias, and only for its shape: query) -> attn, without additional tokens"""
@@ -303,12 +317,7 @@ class Spread(_Op):
 
     @staticmethod
     def forward(bias: Tensor, query: Tensor, window: Window) -> Tensor:
-        zero = query.new_zeros(1).expand((*query.shape[:-1], 1))
-        keys = query.shape[2:-1]
-        if window[4]:
-            keys = _block_keys(window)
-        key = query.new_zeros(1).expand((*query.shape[:2], *keys, 1))
-        attn = _ops.qk(zero, key, bias, None, *window, 1.0)
+        attn: Tensor = _ops.qk(*_zeros(query, window), bias, None, *window, 1.0)
         return attn.masked_fill_(attn == -torch.inf, 0) if any(window[3]) else attn
 
     @staticmethod
@@ -339,11 +348,10 @@ class Reduce(_Op):
 
     @staticmethod
     def forward(attn: Tensor, query: Tensor, window: Window) -> Tensor:
-        zero = query.new_zeros(1).expand((*query.shape[:-1], 1))
-        keys = _block_keys(window) if window[4] else query.shape[2:-1]
-        key = query.new_zeros(1).expand((*query.shape[:2], *keys, 1))
-        slots = _slots(window, None)
-        return _ops.qk_backward(attn[..., :slots], zero, key, None, *window, 1.0, 4)[2]
+        grad = attn[..., : _slots(window, None)]
+        pair = _zeros(query, window)
+        result: Tensor = _ops.qk_backward(grad, *pair, None, *window, 1.0, 4)[2]
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -363,13 +371,6 @@ class Reduce(_Op):
     def jvp(ctx: Any, t_attn: Optional, *_: Any) -> Optional:
         (query,) = ctx.saved_tensors
         return None if t_attn is None else reduce(t_attn, query, ctx.window)
-
-
-def _block_keys(window: Window) -> tuple[int, ...]:
-    """Extents of a block of keys that holds every window: the whole axes after its origin."""
-    _, _, _, _, block = window
-    rank = len(window[0])
-    return tuple(block[2 * rank + i] - block[rank + i] for i in range(rank))
 
 
 def correlate(x: Tensor, y: Tensor, additional: Optional, window: Window) -> Tensor:

@@ -138,8 +138,8 @@ class Call:
                 "block none or three times as many.",
             )
         call.blocks = len(block) > 0
-        places = (kernel_size, stride, dilation, is_causal)
-        places += tuple(block[i : i + rank] for i in range(0, len(block), rank))
+        places = [kernel_size, stride, dilation, is_causal]
+        places += [block[i : i + rank] for i in range(0, len(block), rank)]
         arrays = (
             call.kernel_size,
             call.stride,

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import _call, _lib
-from ._call import Call, Op, View
+from ._call import Call, Op, View, Window
+from ._errors import NattenError
 
 _DTYPES = {
     torch.float32: _lib.F32,
@@ -70,6 +71,13 @@ def _view(tensor: Tensor | None) -> View | None:
     )
 
 
+def _window(lists: Any) -> Window:
+    kernel_size, stride, dilation, is_causal, block = (
+        tuple(map(int, numbers)) for numbers in lists
+    )
+    return kernel_size, stride, dilation, is_causal, block
+
+
 def _python_kernel(op: Op) -> Callable[..., Any]:
     count = len(op.inputs)
 
@@ -78,7 +86,7 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
         for i, (role, tensor) in enumerate(zip(op.inputs, tensors, strict=True)):
             if tensor is not None and _call.must_copy(role, tensor.shape, tensor.stride()):
                 tensors[i] = tensor.contiguous()
-        window = tuple(tuple(int(x) for x in numbers) for numbers in arguments[count : count + 5])
+        window = _window(arguments[count : count + 5])
         scale = arguments[count + 5]
         wanted = arguments[count + 6] if op.chooses else 0
         call = Call(op, [_view(tensor) for tensor in tensors], window, scale, wanted)
@@ -156,12 +164,10 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
 
 def _check_fake(op: Op, tensors: Any, window: Any, scale: float, wanted: int) -> None:
     """The library's checks, where all sizes are known numbers."""
-    views = []
+    views: list[View | None] = []
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) > 1:
-        raise _call.from_status(
-            1, f"All tensors must be on one device, got {sorted(map(str, devices))}."
-        )
+        raise NattenError(f"All tensors must be on one device, got {sorted(map(str, devices))}.")
     for tensor in tensors:
         if tensor is None:
             views.append(None)
@@ -175,7 +181,7 @@ def _check_fake(op: Op, tensors: Any, window: Any, scale: float, wanted: int) ->
         views.append(View(0, shape, strides, _DTYPES.get(tensor.dtype, -1), _lib.CPU, 0))
     numbers = [*window[0], *window[1], *window[2], *window[3], *window[4]]
     if all(type(number) is int for number in numbers):
-        Call(op, views, tuple(tuple(part) for part in window), scale, wanted).plan()
+        Call(op, views, _window(window), scale, wanted).plan()
 
 
 def _tags() -> tuple[torch.Tag, ...]:

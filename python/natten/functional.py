@@ -90,7 +90,7 @@ def _check_dims(name: str, tensor: Tensor, rank: int) -> None:
         )
 
 
-def _autocast(*tensors: Optional) -> tuple[Optional, ...]:
+def _autocast(*tensors: Optional) -> tuple[Any, ...]:
     """Under autocast, every floating tensor except float64 in the autocast dtype."""
     device = next(t for t in tensors if t is not None).device.type
     if not torch.is_autocast_enabled(device):
@@ -135,7 +135,7 @@ def _scale(scale: float | None, query: Tensor) -> float:
     if isinstance(scale, (float, int)) and not isinstance(scale, bool):
         return float(scale)
     if isinstance(scale, (torch.SymFloat, torch.SymInt)):
-        return scale  # type: ignore[return-value]
+        return scale
     raise _errors.NattenTypeError(f"scale must be a number, got {scale!r}.")
 
 
@@ -168,7 +168,7 @@ def _fused(
     )
     _check_dims("query", query, rank)
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
-        query, key, value, rpb, additional_keys, additional_values = _autocast(  # type: ignore[assignment]
+        query, key, value, rpb, additional_keys, additional_values = _autocast(
             query, key, value, rpb, additional_keys, additional_values
         )
     if rpb is not None and rpb.dtype != query.dtype:
@@ -199,7 +199,7 @@ def _qk(
     _check_tensors(query=query, key=key, rpb=rpb, additional_keys=additional_keys)
     _check_dims("query", query, rank)
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
-        query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)  # type: ignore[assignment]
+        query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
     shape = window(
@@ -225,7 +225,7 @@ def _av(
     _check_tensors(attn=attn, value=value, additional_values=additional_values)
     _check_dims("attn", attn, rank)
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
-        attn, value, additional_values = _autocast(attn, value, additional_values)  # type: ignore[assignment]
+        attn, value, additional_values = _autocast(attn, value, additional_values)
     if attn.dtype != value.dtype and attn.is_floating_point() and value.is_floating_point():
         attn = attn.to(value.dtype)
     shape = window(
@@ -495,7 +495,7 @@ def na3d_qk(
     global_extent: Ints | None = None,
     **knobs: Any,
 ) -> Tensor:
-    """The scores of 3-D neighborhood attention of ``[batch, heads, depth, height, width, head_dim]``.
+    """The scores of 3-D neighborhood attention, ``[batch, heads, depth, height, width, dim]``.
 
     Arguments, result and errors are those of :func:`na2d_qk`, for this map.
     """

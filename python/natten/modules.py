@@ -43,8 +43,9 @@ class _NeighborhoodAttention(nn.Module):
         # The fifth positional argument was a bias, on by default, until 0.17.
         if len(args) > 4 and args[4] is True:
             warnings.warn(
-                f"The fifth positional argument of {cls.__name__} is is_causal; it was the relative "
-                "position bias before 0.17. Pass is_causal=True or rel_pos_bias=True by keyword.",
+                f"The fifth positional argument of {cls.__name__} is is_causal; it was the "
+                "relative position bias before 0.17. Pass is_causal=True or rel_pos_bias=True by "
+                "keyword.",
                 stacklevel=2,
             )
         return super().__new__(cls)
@@ -124,7 +125,8 @@ class _NeighborhoodAttention(nn.Module):
             )
         if x.shape[-1] != self.qkv.in_features:
             raise NattenError(
-                f"{type(self).__name__} expected {self.qkv.in_features} channels, got {x.shape[-1]}."
+                f"{type(self).__name__} expected {self.qkv.in_features} channels, "
+                f"got {x.shape[-1]}."
             )
         extents = x.shape[1:-1]
         if self.pad_small_inputs:
@@ -147,8 +149,8 @@ class _NeighborhoodAttention(nn.Module):
         if self.pad_small_inputs:
             for axis, extent in enumerate(extents):
                 out = out.narrow(axis + 1, 0, extent)
-        out = self.proj_drop(self.proj(out))
-        return out
+        result: Tensor = self.proj_drop(self.proj(out))
+        return result
 
     def _pad(self, x: Tensor) -> Tensor:
         padding: list[int] = [0, 0]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from dense import Axis
 from hypothesis import strategies as st
 from torch import Tensor
+
+from dense import Axis
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import dense
 import pytest
 import torch
 from hypothesis import given, settings
-from problems import DTYPES, Problem, arranged, assert_close, problems
 from torch import Tensor
 
+import dense
 import natten.functional as F
+from problems import DTYPES, Problem, arranged, assert_close, problems
 
 FUSED = {1: F.na1d, 2: F.na2d, 3: F.na3d}
 QK = {1: F.na1d_qk, 2: F.na2d_qk, 3: F.na3d_qk}

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: MIT
+"""Each wrong input gives one clear error, with the axis and the numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import natten.functional as F
+from natten import NattenError, NattenTypeError, NeighborhoodAttention1D, NeighborhoodAttention2D
+
+Q = torch.zeros(2, 6, 8, 4, 16)
+FIRST = torch.zeros(2, 4, 6, 8, 16)
+ATTN = torch.zeros(2, 4, 6, 8, 9)
+META = Q.to("meta")
+
+
+def na(q: Any = Q, k: Any = Q, v: Any = Q, kernel_size: Any = 3, *args: Any, **kwargs: Any) -> Any:
+    return F.na2d(q, k, v, kernel_size, *args, **kwargs)
+
+
+def qk(q: Any = FIRST, k: Any = FIRST, kernel_size: Any = 3, **kwargs: Any) -> Any:
+    return F.na2d_qk(q, k, kernel_size, **kwargs)
+
+
+def av(a: Any = ATTN, v: Any = FIRST, kernel_size: Any = 3, **kwargs: Any) -> Any:
+    return F.na2d_av(a, v, kernel_size, **kwargs)
+
+
+EXTENT = (
+    "kernel_size times dilation must be at most the extent, got kernel_size 3, dilation 3 and "
+    "extent 6 for axis 0."
+)
+TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    (
+        "rank of query",
+        lambda: na(Q[0], Q[0], Q[0]),
+        NattenError,
+        "query must have 5 dimensions for a map of rank 2, got 4.",
+    ),
+    (
+        "rank of key",
+        lambda: na(k=Q[0]),
+        NattenError,
+        "key must have 5 dimensions for a map of rank 2, got 4.",
+    ),
+    (
+        "rank of attn",
+        lambda: av(ATTN[0]),
+        NattenError,
+        "attn must have 5 dimensions for a map of rank 2, got 4.",
+    ),
+    (
+        "extent of key and value",
+        lambda: na(k=Q[:, :5], v=Q[:, :5]),
+        NattenError,
+        "key has extent 5 on axis 0, but query has 6. (Blocks of a larger map need query_origin, "
+        "key_origin and global_extent.)",
+    ),
+    (
+        "extent of value",
+        lambda: na(v=Q[:, :, :7]),
+        NattenError,
+        "value has extent 7 on axis 1, but key has extent 8 on axis 1.",
+    ),
+    (
+        "batch",
+        lambda: na(k=Q[:1]),
+        NattenError,
+        "key has batch 1, but query has batch 2.",
+    ),
+    (
+        "head_dim",
+        lambda: na(k=Q[..., :8]),
+        NattenError,
+        "key has head_dim 8, but query has head_dim 16.",
+    ),
+    (
+        "heads of key and value",
+        lambda: na(v=Q[..., :2, :]),
+        NattenError,
+        "value has heads 2, but key has heads 4.",
+    ),
+    (
+        "heads not a multiple",
+        lambda: na(k=Q[..., :3, :], v=Q[..., :3, :]),
+        NattenError,
+        "heads must be a multiple of kv_heads, got 4 and 3.",
+    ),
+    ("dtype", lambda: na(k=Q.double()), NattenError, "key is float64, but query is float32."),
+    (
+        "integers",
+        lambda: na(Q.int(), Q.int(), Q.int()),
+        NattenError,
+        "query must be float32, float64, float16 or bfloat16.",
+    ),
+    ("device", lambda: na(k=META), NattenError, "must be on one device"),
+    ("too large a window", lambda: na(dilation=3), NattenError, EXTENT),
+    ("too large a window in QK", lambda: qk(dilation=3), NattenError, EXTENT),
+    ("too large a window in AV", lambda: av(dilation=3), NattenError, EXTENT),
+    ("too large a window on meta", lambda: na(META, META, META, dilation=3), NattenError, EXTENT),
+    (
+        "far too large a window",
+        lambda: qk(kernel_size=2**40),
+        NattenError,
+        "got kernel_size 1099511627776, dilation 1 and extent 6 for axis 0.",
+    ),
+    (
+        "stride",
+        lambda: na(stride=(1, 4)),
+        NattenError,
+        "stride must be at most kernel_size, got stride 4 and kernel_size 3 for axis 1.",
+    ),
+    ("stride 0", lambda: na(stride=0), NattenError, "stride must be at least 1, got 0 for axis 0."),
+    (
+        "kernel_size 0",
+        lambda: na(kernel_size=(3, 0)),
+        NattenError,
+        "kernel_size must be at least 1, got 0 for axis 1.",
+    ),
+    (
+        "negative kernel_size in QK",
+        lambda: qk(kernel_size=-3),
+        NattenError,
+        "kernel_size must be at least 1, got -3 for axis 0.",
+    ),
+    (
+        "dilation 0",
+        lambda: na(dilation=0),
+        NattenError,
+        "dilation must be at least 1, got 0 for axis 0.",
+    ),
+    (
+        "too few kernel sizes",
+        lambda: na(kernel_size=(3,)),
+        NattenError,
+        "kernel_size must be an integer or have 2 of them, one for each axis, got 1: (3,).",
+    ),
+    (
+        "kernel_size of a wrong type",
+        lambda: na(kernel_size="3"),
+        NattenTypeError,
+        "kernel_size must be an integer or a tuple of 2 integers, got '3' of type str.",
+    ),
+    (
+        "kernel_size true",
+        lambda: na(kernel_size=True),
+        NattenTypeError,
+        "kernel_size must be an integer or a tuple of 2 integers, got True of type bool.",
+    ),
+    (
+        "dilation of a wrong type",
+        lambda: na(dilation=1.5),
+        NattenTypeError,
+        "dilation must be an integer or a tuple of 2 integers, got 1.5 of type float.",
+    ),
+    (
+        "the order of 0.20",
+        lambda: na(Q, Q, Q, 3, 1, 1),
+        NattenTypeError,
+        "is_causal must be a bool or a tuple of 2 bools, got 1. The positional order is that of "
+        "NATTEN 0.17",
+    ),
+    (
+        "too few causal flags",
+        lambda: na(is_causal=(True,)),
+        NattenError,
+        "is_causal must be a bool or have 2 of them, one for each axis, got 1: (True,).",
+    ),
+    (
+        "even kernel_size with a bias",
+        lambda: na(kernel_size=(3, 4), rpb=torch.zeros(4, 5, 7)),
+        NattenError,
+        "A relative position bias needs an odd kernel_size, got 4 for axis 1.",
+    ),
+    (
+        "size of the bias",
+        lambda: na(rpb=torch.zeros(4, 5, 3)),
+        NattenError,
+        "rpb has 3 entries on axis 1, but kernel_size 3 asks for 5.",
+    ),
+    (
+        "heads of the bias",
+        lambda: na(rpb=torch.zeros(2, 5, 5)),
+        NattenError,
+        "rpb has heads 2, but query has heads 4.",
+    ),
+    (
+        "one additional tensor",
+        lambda: na(additional_keys=torch.zeros(2, 3, 4, 16)),
+        NattenError,
+        "additional_keys and additional_values go together, got only one of them.",
+    ),
+    (
+        "number of additional tokens",
+        lambda: na(
+            additional_keys=torch.zeros(2, 3, 4, 16), additional_values=torch.zeros(2, 2, 4, 16)
+        ),
+        NattenError,
+        "additional_values has additional tokens 2, but additional_keys has additional tokens 3.",
+    ),
+    (
+        "channels of additional tokens",
+        lambda: qk(additional_keys=torch.zeros(2, 4, 3, 8)),
+        NattenError,
+        "additional_keys has head_dim 8, but query has head_dim 16.",
+    ),
+    (
+        "no additional tokens",
+        lambda: qk(additional_keys=torch.zeros(2, 4, 0, 16)),
+        NattenError,
+        "There are 0 additional tokens: leave additional_keys and additional_values out instead.",
+    ),
+    (
+        "slots",
+        lambda: av(ATTN[..., :8]),
+        NattenError,
+        "attn has 8 slots in its last dimension, but the window has 9.",
+    ),
+    (
+        "slots of additional tokens",
+        lambda: av(additional_values=torch.zeros(2, 4, 2, 16)),
+        NattenError,
+        "attn has 9 slots in its last dimension, but the window and the additional tokens have 11.",
+    ),
+    (
+        "no heads",
+        lambda: na(Q[..., :0, :], Q[..., :0, :], Q[..., :0, :]),
+        NattenError,
+        "query has heads 0: there must be at least 1.",
+    ),
+    (
+        "no channels",
+        lambda: na(v=Q[..., :0]),
+        NattenError,
+        "value has head_dim 0: there must be at least 1.",
+    ),
+    (
+        "no tokens",
+        lambda: na(Q[:, :0], Q[:, :0], Q[:, :0]),
+        NattenError,
+        "query has extent 0 on axis 0: there must be at least 1 token.",
+    ),
+    (
+        "scale of a wrong type",
+        lambda: na(scale="1"),
+        NattenTypeError,
+        "scale must be a number, got '1'.",
+    ),
+    ("infinite scale", lambda: na(scale=float("inf")), NattenError, "scale must be finite"),
+    (
+        "no tensor",
+        lambda: na(k=None),
+        NattenTypeError,
+        "key must be a tensor, got NoneType.",
+    ),
+    (
+        "bias in the place of scale",
+        lambda: na(Q, Q, Q, 3, 1, False, 0.5),
+        NattenTypeError,
+        "rpb must be a tensor, got float.",
+    ),
+    (
+        "sparse",
+        lambda: na(Q.to_sparse(), Q, Q),
+        NotImplementedError,
+        "query is a torch.sparse_coo tensor, which this function does not take.",
+    ),
+    (
+        "block that misses keys",
+        lambda: na(Q, Q[:, :4], Q[:, :4], global_extent=(6, 8)),
+        NattenError,
+        "of axis 0, but the block of keys holds only 0 to 3.",
+    ),
+    (
+        "block past the end",
+        lambda: na(query_origin=(1, 0), global_extent=(6, 8)),
+        NattenError,
+        "The queries of axis 0 end at 7 (origin 1 + extent 6), past its global extent 6.",
+    ),
+    (
+        "unknown keyword",
+        lambda: na(window_size=3),
+        TypeError,
+        "na2d() got an unexpected keyword argument 'window_size'",
+    ),
+    (
+        "module input",
+        lambda: NeighborhoodAttention2D(8, 2, 3)(torch.zeros(1, 5, 8)),
+        NattenError,
+        "NeighborhoodAttention2D expected a rank-4 input tensor; got x.dim()=3.",
+    ),
+    (
+        "module channels",
+        lambda: NeighborhoodAttention2D(8, 2, 3)(torch.zeros(1, 5, 5, 9)),
+        NattenError,
+        "NeighborhoodAttention2D expected 8 channels, got 9.",
+    ),
+    (
+        "module heads",
+        lambda: NeighborhoodAttention2D(9, 2, 3),
+        NattenError,
+        "dim must be a multiple of num_heads, got 9 and 2.",
+    ),
+    (
+        "module without kernel_size",
+        lambda: NeighborhoodAttention1D(8, 2),
+        NattenTypeError,
+        "NeighborhoodAttention1D needs dim, num_heads and kernel_size.",
+    ),
+    (
+        "two names of one argument",
+        lambda: NeighborhoodAttention1D(8, 2, 3, embed_dim=8),
+        NattenTypeError,
+        "dim and embed_dim are the same argument: pass one of them.",
+    ),
+    (
+        "module bias with an even window",
+        lambda: NeighborhoodAttention2D(8, 2, (3, 4), rel_pos_bias=True),
+        NattenError,
+        "A relative position bias needs an odd kernel_size, got (3, 4).",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
+)
+def test_error(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert text in str(caught.value)
+    if kind is NattenError:
+        assert isinstance(caught.value, ValueError) and isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.parametrize("name", ("query", "key", "value"))
+def test_backward_of_a_failed_call_never_starts(name: str) -> None:
+    tensors = {n: Q.clone().requires_grad_(n == name) for n in ("query", "key", "value")}
+    with pytest.raises(NattenError, match="kernel_size times dilation"):
+        F.na2d(**tensors, kernel_size=7)
+
+
+def test_meta_tensors_have_the_right_shapes() -> None:
+    out, lse = F.na2d(META, META, META[..., :8], 3, return_lse=True)
+    assert out.is_meta and out.shape == (2, 6, 8, 4, 8) and lse.shape == (2, 6, 8, 4)
+    first = FIRST.to("meta")
+    attn = F.na2d_qk(first, first, 3, additional_keys=torch.zeros(2, 4, 5, 16, device="meta"))
+    assert attn.is_meta and attn.shape == (2, 4, 6, 8, 14)
+    assert F.na2d_av(attn[..., :9], first, 3).shape == first.shape
+
+
+def test_old_spelling() -> None:
+    x = torch.randn(1, 7, 2, 4)
+    with pytest.warns(DeprecationWarning, match="is_causal"):
+        out = F.na1d(x, x, x, 3, is_casual=True)
+    assert torch.equal(out, F.na1d(x, x, x, 3, is_causal=True))
+
+
+def test_settings_of_other_kernels_are_accepted() -> None:
+    x = torch.randn(1, 7, 7, 2, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = F.na2d(x, x, x, 3, backend="cutlass-fna", q_tile_shape=(8, 8), kv_tile_shape=(8, 8))
+    assert torch.equal(out, F.na2d(x, x, x, 3))
