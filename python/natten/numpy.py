@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -35,7 +36,7 @@ Array = npt.NDArray[Any]
 Order = Literal["heads_last", "heads_first"]
 
 _ORDERS = {"heads_last": _lib.HEADS_LAST, "heads_first": _lib.HEADS_FIRST}
-# bfloat16 is known to NumPy by name once ml_dtypes is imported, as it is where there are such arrays.
+# NumPy knows bfloat16 by name once ml_dtypes is imported, as it is where there are such arrays.
 _DTYPES = {"float32": _lib.F32, "float64": _lib.F64, "float16": _lib.F16, "bfloat16": _lib.BF16}
 _NAMES = {code: name for name, code in _DTYPES.items()}
 
@@ -103,7 +104,7 @@ def _extents(array: Array, rank: int, order: Order) -> tuple[int, ...]:
 
 def _scale(scale: float | None, query: Array) -> float:
     if scale is None:
-        return float(max(query.shape[-1], 1)) ** -0.5
+        return math.pow(max(query.shape[-1], 1), -0.5)
     if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)):
         raise NattenTypeError(f"scale must be a number, got {scale!r}.")
     return float(scale)
