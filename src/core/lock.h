@@ -7,7 +7,13 @@
 #include <pthread.h>
 
 /* In the order in which a thread may take them. */
-typedef enum na_lock { NA_LOCK_TABLE, NA_LOCK_JIT, NA_LOCK_SCRATCH, NA_LOCK_POOL, NA_LOCKS } na_lock;
+typedef enum na_lock {
+    NA_LOCK_TABLE,
+    NA_LOCK_JIT,
+    NA_LOCK_SCRATCH,
+    NA_LOCK_POOL,
+    NA_LOCKS
+} na_lock;
 
 void na_lock_take(na_lock lock);
 void na_lock_give(na_lock lock);

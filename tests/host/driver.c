@@ -20,8 +20,7 @@ enum { INVALID = 1, NO_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 
 typedef struct kernel {
     struct kernel *next;
-    void (*text)(const void *);
-    int threads;
+    int (*text)(const void *);
     int shared_limit;
 } kernel;
 
@@ -142,14 +141,11 @@ int symbol_cuLibraryLoadData(void **library, const void *image, int *jit_options
 
 int symbol_cuLibraryGetKernel(void **function, void *library, const char *name)
 {
-    char threads[128];
-    snprintf(threads, sizeof threads, "%s_threads", name);
-    void *text = dlsym(library, name), *bound = dlsym(library, threads);
+    void *text = dlsym(library, name);
     kernel *k = calloc(1, sizeof *k);
-    if (!text || !bound || !k)
+    if (!text || !k)
         return NOT_FOUND;
     memcpy(&k->text, &text, sizeof text);
-    k->threads = *(const int *)bound;
     k->shared_limit = 48 << 10;
     k->next = kernels;
     *function = kernels = k;
@@ -185,7 +181,7 @@ int symbol_cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz,
     if (!context_depth)
         return NO_CONTEXT;
     if (extra || !gx || gy != 1 || gz != 1 || !bx || by != 1 || bz != 1 || gx > 0x7fffffff ||
-        (int)bx > k->threads || bx % 32 || (int)shared > k->shared_limit)
+        (int)bx > k->text(NULL) || bx % 32 || (int)shared > k->shared_limit)
         return INVALID;
     const fibre_launch launch = {k->text, parameters[0], gx, (int)bx, shared, seed()};
     const char *complaint = fibre_run(&launch);

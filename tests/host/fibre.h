@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 typedef struct fibre_launch {
-    void (*kernel)(const void *parameters);
+    int (*kernel)(const void *parameters);
     const void *parameters;
     int64_t blocks;
     int threads;

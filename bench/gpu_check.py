@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: MIT
+"""Everything that needs a GPU, in a few minutes and without a network: builds the library, runs the
+CUDA kernels against the CPU reference, the Python tests on CUDA tensors, and compute-sanitizer.
+
+    python3 bench/gpu_check.py [--only STAGE] [OUT]
+
+Prints a short table; what the stages said goes to files in the folder OUT (default: $OUT, else
+build/gpu_check)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+import types
+import unittest
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build"
+OPS = ("forward", "backward", "qk", "qk-backward", "av", "av-backward")
+PROBLEMS = [str(ROOT / "tests/problems" / name) for name in ("smoke.txt", "edge.txt", "full.txt")]
+
+
+class Stages:
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.failed = 0
+
+    def run(self, name: str, command: list[str], limit: int, tail: int = 1) -> bool:
+        """One command; its output goes to a file, its last lines are shown."""
+        begin = time.monotonic()
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                timeout=limit,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            text, good = done.stdout, done.returncode == 0
+        except subprocess.TimeoutExpired as error:
+            text = error.stdout or ""
+            text = (text if isinstance(text, str) else text.decode()) + f"\nover {limit} s"
+            good = False
+        (self.out / f"{name}.txt").write_text(text)
+        self.failed += not good
+        lines = [line for line in text.splitlines() if line.strip()]
+        wrong = [line for line in lines if "FAIL" in line][:4]
+        print(
+            f"{'ok  ' if good else 'FAIL'} {name:28} {time.monotonic() - begin:6.1f} s", flush=True
+        )
+        for line in [] if good else wrong + lines[-8:] if not wrong else wrong:
+            print("       ", line[:230])
+        for line in lines[-tail:] if good else []:
+            print("       ", line[:230])
+        return good
+
+
+def build(s: Stages) -> bool:
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    return s.run("configure", ["cmake", "-S", ".", "-B", str(BUILD), *generator], 60) and s.run(
+        "build", ["cmake", "--build", str(BUILD), "-j", str(os.cpu_count() or 1)], 180
+    )
+
+
+def kernels(s: Stages) -> None:
+    """The reference on the CPU is the slow part: an op for each of some processors."""
+    check = str(BUILD / "tests/check")
+
+    def one(op: str) -> None:
+        s.run(f"check-{op}", [check, "-k", "cuda", "-o", op, *PROBLEMS], 200, tail=4)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(one, OPS))
+    s.run("check-random", [check, "-k", "cuda", "--random", "60"], 60, tail=8)
+
+
+def sanitizer(s: Stages) -> None:
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(tool).exists():
+        print("SKIP sanitizer: no compute-sanitizer here")
+        return
+    small = [
+        "b1h2d16_9x10_w3x3_rpb_add3_lse",
+        "b1h2d64_8x17_w3x5_bf16_lse",
+        "b1h4d32_70_w9_hk2_f16",
+    ]
+    for mode in ("memcheck", "racecheck", "synccheck"):
+        command = [tool, "--tool", mode, "--error-exitcode", "9", str(BUILD / "tests/check")]
+        s.run(f"sanitizer-{mode}", [*command, "-k", "cuda", *small], 60)
+
+
+def python(s: Stages) -> None:
+    s.run("python", [sys.executable, __file__, "--only", "python-tests"], 120, tail=30)
+
+
+class PlainPytest(types.ModuleType):
+    """As much of pytest as tests/python/test_cuda.py uses."""
+
+    def __init__(self) -> None:
+        super().__init__("pytest")
+        self.mark = types.SimpleNamespace(skipif=lambda *_, **__: None)
+        self.raises = unittest.TestCase().assertRaises
+
+    @staticmethod
+    def skip(reason: str) -> None:
+        raise unittest.SkipTest(reason)
+
+
+def python_tests() -> int:
+    """tests/python/test_cuda.py without pytest, in this process."""
+    sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests/python")]
+    sys.modules["pytest"] = PlainPytest()
+    module = importlib.import_module("test_cuda")
+    failed = 0
+    for name, test in inspect.getmembers(module, inspect.isfunction):
+        if not name.startswith("test_"):
+            continue
+        try:
+            test()
+            print("ok", name, flush=True)
+        except unittest.SkipTest as reason:
+            print("SKIP", name, reason, flush=True)
+        except Exception:
+            failed += 1
+            print("FAIL", name, traceback.format_exc(limit=-2).replace("\n", " | "), flush=True)
+    print(f"{failed} failed")
+    return failed
+
+
+def describe() -> None:
+    for command in (
+        ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm", "--format=csv,noheader"],
+        [sys.executable, "-c", "import torch; print('torch', torch.__version__)"],
+    ):
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        print(done.stdout.strip() or done.stderr.strip()[-200:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("kernels", "python", "sanitizer", "python-tests"))
+    parser.add_argument("out", nargs="?", default=os.environ.get("OUT", str(BUILD / "gpu_check")))
+    given = parser.parse_args()
+    if given.only == "python-tests":
+        return python_tests()
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["NATTEN_CACHE_DIR"] = str(out / "kernels")
+    s = Stages(out)
+    describe()
+    if not build(s):
+        return 1
+    stages: dict[str, Callable[[Stages], None]] = {
+        "kernels": kernels,
+        "python": python,
+        "sanitizer": sanitizer,
+    }
+    for name, stage in stages.items():
+        if given.only in (None, name):
+            stage(s)
+    shutil.rmtree(out / "kernels", ignore_errors=True)
+    print(f"gpu_check: {s.failed} stages failed")
+    return s.failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""What only a GPU shows: torch's CUDA tensors, streams, graphs, sizes. bench/gpu_check runs these
+where there is no pytest, so they take no fixtures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import natten.functional as F
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+TOLERANCE = {
+    torch.float64: 1e-11,
+    torch.float32: 2e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, count: int = 3) -> list[Tensor]:
+    return [torch.randn(shape, dtype=torch.float64).to(dtype).cuda() for _ in range(count)]
+
+
+def close(mine: Tensor, true: Tensor) -> None:
+    assert mine.is_cuda
+    error = (mine.double().cpu() - true.double().cpu()).abs().max().item()
+    assert error <= TOLERANCE[mine.dtype] * max(1.0, true.abs().max().item()), error
+
+
+def compare(shape: tuple[int, ...], dtype: torch.dtype, **window: Any) -> None:
+    """Values and gradients of the fused operation against the CPU's in float64."""
+    function = {4: F.na1d, 5: F.na2d, 6: F.na3d}[len(shape)]
+    ours = [t.requires_grad_() for t in inputs(shape, dtype)]
+    exact = [t.detach().double().cpu().requires_grad_() for t in ours]
+    out, out_ = function(*ours, **window), function(*exact, **window)
+    close(out, out_)
+    d_out = torch.randn_like(out)
+    mine = torch.autograd.grad(out, ours, d_out)
+    true = torch.autograd.grad(out_, exact, d_out.double().cpu())
+    for a, b in zip(mine, true, strict=True):
+        close(a, b)
+
+
+def test_fused_1d() -> None:
+    for dtype in TOLERANCE:
+        compare((2, 77, 3, 24), dtype, kernel_size=9, dilation=3, is_causal=True)
+
+
+def test_fused_2d() -> None:
+    for dtype in TOLERANCE:
+        compare((1, 19, 20, 2, 64), dtype, kernel_size=(7, 5), stride=(2, 1))
+
+
+def test_fused_3d() -> None:
+    for dtype in TOLERANCE:
+        compare((1, 6, 7, 9, 2, 128), dtype, kernel_size=3, is_causal=(True, False, False))
+
+
+def test_unfused() -> None:
+    for dtype in TOLERANCE:
+        q, k, v = inputs((2, 3, 12, 13, 16), dtype)
+        rpb = torch.randn(3, 9, 9, dtype=dtype).cuda()
+        attn = F.na2d_qk(q, k, 5, rpb=rpb)
+        close(attn, F.na2d_qk(*(t.double().cpu() for t in (q, k)), 5, rpb=rpb.double().cpu()))
+        attn = attn.softmax(-1)
+        close(F.na2d_av(attn, v, 5), F.na2d_av(attn.double().cpu(), v.double().cpu(), 5))
+
+
+def test_gradient() -> None:
+    q, k, v = (t.requires_grad_() for t in inputs((1, 7, 2, 3), torch.float64))
+    assert torch.autograd.gradcheck(lambda *a: F.na1d(*a, kernel_size=3), (q, k, v))
+
+
+def test_same_bits() -> None:
+    q, k, v = (t.requires_grad_() for t in inputs((1, 30, 31, 4, 64), torch.bfloat16))
+    d_out = torch.randn_like(q)
+    runs = []
+    for _ in range(3):
+        out = F.na2d(q, k, v, 7)
+        runs.append((out, *torch.autograd.grad(out, (q, k, v), d_out)))
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_streams() -> None:
+    """Work on a side stream waits for nothing but that stream."""
+    q, k, v = inputs((1, 40, 40, 4, 32), torch.float32)
+    expected = F.na2d(q, k, v, 7)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        late = torch.full_like(q, float("nan"))
+        torch.cuda._sleep(20_000_000)
+        late.copy_(q)
+        out = F.na2d(late, k, v, 7)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+def captured(warm: bool, dim: int) -> None:
+    q, k, v = inputs((1, 20, 21, 2, dim), torch.float16)
+    if warm:
+        F.na2d(q, k, v, 5)
+        torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = F.na2d(q, k, v, 5)
+    for _ in range(2):
+        for t in (q, k, v):
+            t.copy_(torch.randn_like(t))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, F.na2d(q, k, v, 5))
+
+
+def test_graph() -> None:
+    captured(warm=True, dim=32)
+
+
+def test_graph_without_warming_up() -> None:
+    captured(warm=False, dim=40)
+
+
+def test_many_blocks() -> None:
+    """More tokens than an axis of a grid other than the first may have blocks."""
+    q, k, v = inputs((1, 1 << 20, 1, 4), torch.float32)
+    out = F.na1d(q, k, v, 3)
+    part = slice(1 << 19, (1 << 19) + 100)
+    middle = F.na1d(*(t[:, part].cpu() for t in (q, k, v)), 3)
+    close(out[:, part][:, 1:-1], middle[:, 1:-1])
+
+
+def test_more_than_int_elements() -> None:
+    """Element numbers past 2^31 in every tensor."""
+    tokens, channels = (1 << 18) + 5, 1 << 13
+    if torch.cuda.mem_get_info()[0] < 10 * tokens * channels:
+        pytest.skip("not enough memory")
+    q = torch.empty(1, tokens, 1, channels, dtype=torch.float16, device="cuda")
+    for part in q.split(1 << 15, dim=1):
+        part.normal_()
+    out = F.na1d(q, q, q, 3, scale=0.01)
+    end = q[:, -6:].float().cpu()
+    close(out[:, -4:], F.na1d(end, end, end, 3, scale=0.01)[:, -4:])
+
+
+def test_devices_must_agree() -> None:
+    q, k, v = inputs((1, 9, 1, 8), torch.float32)
+    with pytest.raises((ValueError, RuntimeError)):
+        F.na1d(q, k.cpu(), v, 3)
+
+
+def test_autocast() -> None:
+    q, k, v = inputs((1, 9, 9, 1, 32), torch.float32)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        out = F.na2d(q, k, v, 3)
+    assert out.dtype == torch.bfloat16
+    close(out, F.na2d(q.cpu(), k.cpu(), v.cpu(), 3))
