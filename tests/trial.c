@@ -183,7 +183,8 @@ void trial_tensors_free(tensor tensors[NATTEN_ROLES])
 
 /* How much error an output may have, in units of the accumulator's roundoff u = 2^-24 (2^-53 for
  * float64), relative to its largest element. Sums of W terms err by about sqrt(W) u, products and
- * the exponential by a constant. Sums over all queries (d_rpb, additional tokens) are longer. */
+ * the exponential by a constant, weights by the roundoff of their logits, which grows with them.
+ * Sums over all queries (d_rpb, additional tokens) are longer. */
 static double roundoffs(const natten_problem *p, natten_role role)
 {
     double window = (double)p->additional_tokens, queries = (double)p->batch, slots = 1;
@@ -192,12 +193,13 @@ static double roundoffs(const natten_problem *p, natten_role role)
         slots *= (double)p->axis[a].window;
     }
     window += slots;
+    double logits = p->op > NATTEN_BACKWARD ? 0 : 4 * fabs(p->scale) * sqrt((double)p->head_dim);
     if (role == NATTEN_D_RPB || role == NATTEN_D_ADDITIONAL_KEY ||
         role == NATTEN_D_ADDITIONAL_VALUE)
-        return 48 + 0.5 * sqrt(window + queries);
+        return 48 + logits + 0.5 * sqrt(window + queries);
     if (role >= NATTEN_D_QUERY)
-        return 48 + 0.5 * sqrt(window);
-    return 24 + 0.25 * sqrt(window);
+        return 48 + logits + 0.5 * sqrt(window);
+    return 24 + logits + 0.25 * sqrt(window);
 }
 
 /* Where a window holds one key the gradient through the softmax is 0: what would be left of it
