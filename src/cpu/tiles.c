@@ -339,6 +339,13 @@ int na_key_rows(const na_geometry *g, const na_work *work, na_key_row *rows)
     return count;
 }
 
+static int64_t tag_of(const na_geometry *g, const na_work *work, const na_key_row *row, int part)
+{
+    int64_t tag = work->batch * g->kv_heads + work->kv_head;
+    tag = (tag * g->axis[0].key_extent + row->z) * g->axis[1].key_extent + row->y;
+    return tag * g->parts + part;
+}
+
 void na_ring_fill(const na_geometry *g, const na_work *work, const na_key_row *rows, int row_count,
                   int64_t *tags, na_pack pack, void *context)
 {
@@ -346,13 +353,24 @@ void na_ring_fill(const na_geometry *g, const na_work *work, const na_key_row *r
     na_work_parts(g, work, &first, &last);
     for (int i = 0; i < row_count; i++)
         for (int p = first; p <= last; p++) {
-            int64_t slot = rows[i].slot + p % g->ring_part, tag = work->batch * g->kv_heads;
-            tag = (tag + work->kv_head) * g->axis[0].key_extent + rows[i].z;
-            tag = (tag * g->axis[1].key_extent + rows[i].y) * g->parts + p;
+            int64_t slot = rows[i].slot + p % g->ring_part, tag = tag_of(g, work, &rows[i], p);
             if (tags[slot] == tag)
                 continue;
             tags[slot] = tag;
             pack(context, slot, rows[i].z, rows[i].y, &g->part[p]);
+        }
+}
+
+void na_ring_missing(const na_geometry *g, const na_work *work, const na_key_row *rows,
+                     int row_count, const int64_t *tags, na_pack pack, void *context)
+{
+    int first, last;
+    na_work_parts(g, work, &first, &last);
+    for (int i = 0; i < row_count; i++)
+        for (int p = first; p <= last; p++) {
+            int64_t slot = rows[i].slot + p % g->ring_part;
+            if (tags[slot] != tag_of(g, work, &rows[i], p))
+                pack(context, slot, rows[i].z, rows[i].y, &g->part[p]);
         }
 }
 

@@ -130,6 +130,10 @@ typedef void (*na_pack)(void *context, int64_t slot, int32_t z, int32_t y, const
 void na_ring_fill(const na_geometry *geometry, const na_work *work, const na_key_row *rows,
                   int row_count, int64_t *tags, na_pack pack, void *context);
 
+/* Calls `pack` likewise, but notes nothing: says what a later task will find missing. */
+void na_ring_missing(const na_geometry *geometry, const na_work *work, const na_key_row *rows,
+                     int row_count, const int64_t *tags, na_pack pack, void *context);
+
 /* A run of keys, or of additional tokens (z = -1). */
 typedef struct na_span {
     int64_t slot;   /* in the ring; additional tokens: after the ring's slots */
