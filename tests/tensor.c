@@ -47,6 +47,12 @@ int tensor_make(tensor *t, const natten_problem *problem, natten_role role, plac
     measure(t);
     size_t inside = (t->bytes + 64 + page - 1) / page * page;
     t->map_bytes = inside + 2 * page;
+    if (where == PLACE_SPARSE) {
+        t->map = mmap(NULL, t->map_bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        t->base = t->map + page;
+        return t->map != MAP_FAILED;
+    }
     t->map = mmap(NULL, t->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (t->map == MAP_FAILED || mprotect(t->map + page, inside, PROT_READ | PROT_WRITE))
         return 0;
@@ -61,7 +67,7 @@ int tensor_make(tensor *t, const natten_problem *problem, natten_role role, plac
 
 void tensor_free(tensor *t)
 {
-    if (t->map)
+    if (t->map && t->map != MAP_FAILED)
         munmap(t->map, t->map_bytes);
     t->map = NULL;
 }

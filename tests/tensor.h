@@ -10,7 +10,7 @@ typedef enum placement {
     PLACE_START, /* begins at a forbidden page's end: aligned to everything */
     PLACE_END,   /* ends where a forbidden page begins */
     PLACE_ODD,   /* one element past an aligned address */
-    PLACEMENTS
+    PLACE_SPARSE /* pages only where elements are, no poison: for huge strides */
 } placement;
 
 typedef struct tensor {
