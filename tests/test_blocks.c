@@ -114,7 +114,7 @@ static void run_block(cutting *c, const natten_problem *block)
 
 static void each_block(cutting *c, natten_problem block, int axis)
 {
-    if (axis == block.rank) {
+    if (axis >= block.rank || axis > 2) {
         run_block(c, &block);
         return;
     }
