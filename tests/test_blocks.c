@@ -160,9 +160,12 @@ static void test_op(const test_problem *test, natten_op op, const char *kernel)
 int main(void)
 {
     static const char *const problems[] = {
-        "b1h2d16_31_w7_lse_rpb",         "b2h2d16_40_w5_d3_s2_lse_add3",
-        "b1h2d16_40_w8_c1_s8_lse",       "b1h2d20_19x23_w5x5_lse_rpb_add2",
-        "b1h4d16_17x22_w3x6_d2x3_c01_hk2_dv24_lse", "b1h2d8_9x10x11_w3x4x5_s1x2x1_lse_odd",
+        "b1h2d16_31_w7_lse_rpb",
+        "b2h2d16_40_w5_d3_s2_lse_add3",
+        "b1h2d16_40_w8_c1_s8_lse",
+        "b1h2d20_19x23_w5x5_lse_rpb_add2",
+        "b1h4d16_17x22_w3x6_d2x3_c01_hk2_dv24_lse",
+        "b1h2d8_9x10x11_w3x4x5_s1x2x1_lse_odd",
         "b1h2d16_20x21_w7x7_f64_lse",
     };
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {

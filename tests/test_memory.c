@@ -147,8 +147,8 @@ static int attempt(const trial *t, const char *kernel, int allocation)
 /* True when the attempt got all it asked for, so that there is nothing left to refuse. */
 static int in_child(const trial *t, const char *kernel, int allocation)
 {
-    static const char *const words[] = {"", "", "", "not an error of memory", "wrote its output",
-                                        "a wrong result", "no sentence"};
+    static const char *const words[] = {
+        "", "", "", "not an error of memory", "wrote its output", "a wrong result", "no sentence"};
     fflush(stdout);
     pid_t child = fork();
     if (child == 0)
@@ -157,10 +157,10 @@ static int in_child(const trial *t, const char *kernel, int allocation)
     waitpid(child, &status, 0);
     int result = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     if (result < ALL_GIVEN || result > REFUSED)
-        unit_fail("%s %s, allocation %d%s: %s (status %#x)", op_name((natten_op)t->problem.op),
-                  kernel ? kernel : "natten_compute", allocation,
-                  from_then_on ? " and all later" : "",
-                  result > 0 && result <= NO_SENTENCE ? words[result] : "crashed or leaked", status);
+        unit_fail(
+            "%s %s, allocation %d%s: %s (status %#x)", op_name((natten_op)t->problem.op),
+            kernel ? kernel : "natten_compute", allocation, from_then_on ? " and all later" : "",
+            result > 0 && result <= NO_SENTENCE ? words[result] : "crashed or leaked", status);
     return result == ALL_GIVEN || result < 0;
 }
 

@@ -89,9 +89,9 @@ static void known_make(known *k, const char *text, natten_op op)
     CHECK(natten_compute(&k->t.problem, &k->run) == NATTEN_OK);
     for (int role = 0; role < NATTEN_ROLES; role++)
         if (k->t.outputs >> role & 1) {
-            size_t size = (size_t)tensor_count(&k->tensors[role]) * tensor_element(&k->tensors[role]);
-            CHECK(size <= MOST_BYTES);
-            tensor_bytes(&k->tensors[role], k->bytes); /* the last output will do */
+            const tensor *t = &k->tensors[role];
+            CHECK((size_t)tensor_count(t) * tensor_element(t) <= MOST_BYTES);
+            tensor_bytes(t, k->bytes); /* the last output will do */
         }
 }
 

@@ -43,9 +43,11 @@ def c_functions(lines: list[str]):
 
 
 def python_functions(text: str):
+    """Docstrings are prose and do not count."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node.name, node.lineno, node.end_lineno - node.lineno + 1
+            prose = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            yield node.name, node.lineno, node.end_lineno - node.lineno + 1 - prose
 
 
 def macros(lines: list[str]):
@@ -74,9 +76,7 @@ def check_source(path: Path, text: str):
         if body.count(";") > MOST_MACRO_STATEMENTS:
             yield f"{path}:{line}: a body in a macro ({body.count(';')} statements)"
     for number, line in enumerate(lines, 1):
-        if re.match(r"\s*(//|/\*).*[;{]\s*(\*/)?$", line) and " " not in line.strip(
-            " /*;"
-        ):
+        if re.match(r"\s*(//|/\*).*[;{]\s*(\*/)?$", line) and " " not in line.strip(" /*;"):
             yield f"{path}:{number}: code commented out"
 
 
@@ -86,9 +86,7 @@ def check_file(path: Path):
         return
     text = (ROOT / path).read_text()
     lines = text.splitlines()
-    most = FILE_LINES.get(
-        str(path), 200 if path.name == "CMakeLists.txt" else MOST_FILE_LINES
-    )
+    most = FILE_LINES.get(str(path), 200 if path.name == "CMakeLists.txt" else MOST_FILE_LINES)
     if len(lines) > most:
         yield f"{path}: {len(lines)} lines, at most {most}"
     for number, line in enumerate(lines, 1):
@@ -99,18 +97,18 @@ def check_file(path: Path):
 
 
 def check_environment(paths: list[Path]):
-    readers, names = set(), set()
+    readers: dict[str, set[str]] = {"src": set(), "python": set()}
+    names = set()
     for path in paths:
-        if path.parts[0] not in ("src", "python") or path.suffix not in SOURCES:
+        if path.parts[0] not in readers or path.suffix not in SOURCES:
             continue
         text = (ROOT / path).read_text()
         names |= set(re.findall(r'"(NATTEN_[A-Z_]+)"', text))
         if re.search(r"\bgetenv\s*\(|os\.environ", text):
-            readers.add(str(path))
-    if len(readers) > 1:
-        yield "the environment is read in more than one file: " + ", ".join(
-            sorted(readers)
-        )
+            readers[path.parts[0]].add(str(path))
+    for where, found in readers.items():
+        if len(found) > 1:
+            yield f"{where} reads the environment in several files: {', '.join(sorted(found))}"
     if len(names) > MOST_VARIABLES:
         yield f"{len(names)} environment variables, at most {MOST_VARIABLES}: {sorted(names)}"
 

@@ -44,28 +44,20 @@ def header_text() -> str:
 
 
 def enumerators(text: str) -> list[str]:
-    bodies = re.findall(r"enum natten_\w+ \{(.*?)\}", text, re.S)
-    return [
-        name for body in bodies for name in re.findall(r"\b(NATTEN_[A-Z0-9_]+) =", body)
-    ]
+    bodies = re.findall(r"enum natten_\w+ \{(.*?)\}", text, re.DOTALL)
+    return [name for body in bodies for name in re.findall(r"\b(NATTEN_[A-Z0-9_]+) =", body)]
 
 
 def c_values(expressions: list[str]) -> dict[str, int]:
-    lines = "".join(
-        f'    printf("%lld\\n", (long long)({text}));\n' for text in expressions
-    )
+    lines = "".join(f'    printf("%lld\\n", (long long)({text}));\n' for text in expressions)
     includes = "".join(f'#include "{ROOT / name}"\n' for name in HEADERS)
-    program = (
-        f"#include <stdio.h>\n{includes}int main(void)\n{{\n{lines}    return 0;\n}}\n"
-    )
+    program = f"#include <stdio.h>\n{includes}int main(void)\n{{\n{lines}    return 0;\n}}\n"
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "sizes.c"), Path(folder, "sizes")
         source.write_text(program)
         include = [f"-I{ROOT / 'include'}", f"-I{ROOT / 'src'}"]
         subprocess.run(["cc", *include, "-o", binary, source], check=True)
-        printed = subprocess.run(
-            [binary], check=True, capture_output=True, text=True
-        ).stdout
+        printed = subprocess.run([binary], check=True, capture_output=True, text=True).stdout
     return dict(zip(expressions, map(int, printed.split()), strict=True))
 
 
@@ -102,22 +94,14 @@ def main() -> int:
         for name, value in values.items()
         if actual[name] != value
     ]
-    fields = {
-        name: len(structure._fields_) for name, structure in structures(mirror).items()
-    }
+    fields = {name: len(structure._fields_) for name, structure in structures(mirror).items()}
     for name, count in fields.items():
-        body = re.search(r"typedef struct %s \{(.*?)\n\}" % name, text, re.S)
-        declared = len(
-            re.findall(r";", re.sub(r"/\*.*?\*/", "", body.group(1), flags=re.S))
-        )
+        body = re.search(rf"typedef struct {name} \{{(.*?)\n\}}", text, re.DOTALL)
+        declared = len(re.findall(r";", re.sub(r"/\*.*?\*/", "", body.group(1), flags=re.DOTALL)))
         if declared != count:
             wrong.append(f"{name} has {declared} fields in C, {count} in Python")
     wrong += [f"{name} is not in {MIRROR.name}" for name in missing_functions(text)]
-    print(
-        "\n".join(wrong)
-        if wrong
-        else f"ctypes: {len(values)} sizes, offsets, constants agree"
-    )
+    print("\n".join(wrong) if wrong else f"ctypes: {len(values)} sizes, offsets, constants agree")
     return bool(wrong)
 
 

@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LOGS = ROOT / "build/logs"
 PROBLEMS = "tests/problems"
-COUNTED = re.compile(r"^[\w./: -]+: (\d+) passed, (\d+) failed, (\d+) skipped$", re.M)
-PYTEST = re.compile(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s.*$", re.M)
+COUNTED = re.compile(r"^[\w./: -]+: (\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
+PYTEST = re.compile(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s.*$", re.MULTILINE)
 KINDS = {"passed": 0, "failed": 1, "error": 1, "errors": 1, "skipped": 2, "xfailed": 0}
 SANITIZERS = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:die_after_fork=0",
 }
 
 
@@ -195,9 +195,7 @@ def run(step: Step, total: Sum) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="what is run all the time")
-    parser.add_argument(
-        "--lint", action="store_true", help="style, budgets and arrows only"
-    )
+    parser.add_argument("--lint", action="store_true", help="style, budgets and arrows only")
     options = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
     steps = lint_steps()
