@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+"""Trains a small neighborhood-attention classifier on scikit-learn's 8x8 digits.
+
+Every pixel is a token. Two stages of two blocks each: windows of 3x3 neighbors, then windows of 3x3
+pixels that lie two apart (dilation 2), which see 5x5 pixels for the same price. A quarter of the
+images is held out.
+
+    python examples/digits.py [--output PICTURE.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from natten import NeighborhoodAttention2D
+from natten.functional import na2d
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+SIZE, CLASSES = 8, 10
+INK, WINDOW = "gray_r", "#d62728"
+
+
+class Block(nn.Module):
+    """Attention over the window, then a network on every token, each added to what was there."""
+
+    def __init__(self, dim: int, heads: int, kernel_size: int, dilation: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = NeighborhoodAttention2D(
+            dim, heads, kernel_size, dilation=dilation, rel_pos_bias=True
+        )
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm(x))
+        return x + self.mlp(x)
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 32)
+        self.place = nn.Parameter(0.02 * torch.randn(SIZE, SIZE, 32))
+        self.stage1 = nn.Sequential(Block(32, 2, 3, 1), Block(32, 2, 3, 1))
+        self.widen = nn.Linear(32, 48)
+        self.stage2 = nn.Sequential(Block(48, 3, 3, 2), Block(48, 3, 3, 2))
+        self.classify = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, CLASSES))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[batch, 8, 8] to [batch, classes]."""
+        x = self.embed(images[..., None]) + self.place
+        x = self.stage2(self.widen(self.stage1(x)))
+        return self.classify(x.mean((1, 2)))
+
+
+def shifted(images: torch.Tensor) -> torch.Tensor:
+    """Every image moved by up to a pixel, so that the network does not learn places by heart."""
+    padded = F.pad(images, (1, 1, 1, 1))
+    y, x = torch.randint(3, (2, len(images), 1, 1))
+    rows, columns = torch.arange(SIZE)[:, None], torch.arange(SIZE)
+    return padded[torch.arange(len(images))[:, None, None], y + rows, x + columns]
+
+
+def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
+    batch = 64
+    steps = epochs * (len(images) // batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    with tqdm(total=steps, desc="training", unit="step") as progress:
+        for _ in range(epochs):
+            order = torch.randperm(len(images))
+            for chosen in order[: len(order) // batch * batch].view(-1, batch):
+                loss = F.cross_entropy(model(shifted(images[chosen])), labels[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.update()
+                progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+
+
+def attention_maps(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """The weights a block gives to every token, averaged over heads: [query y, x, key y, x].
+
+    With the unit vectors as values, attention returns its own weights.
+    """
+    layer = block.attention
+    qkv = layer.qkv(block.norm(x)).unflatten(-1, (3, layer.num_heads, layer.head_dim))
+    query, key, _ = qkv.unbind(-3)
+    units = torch.eye(SIZE * SIZE).view(1, SIZE, SIZE, 1, -1).expand(-1, -1, -1, key.shape[-2], -1)
+    weights = na2d(
+        query,
+        key,
+        units,
+        layer.kernel_size,
+        dilation=layer.dilation,
+        rpb=layer.rpb,
+        scale=layer.scale,
+    )
+    return weights.mean(-2).view(SIZE, SIZE, SIZE, SIZE)
+
+
+def draw_window(axes, image: np.ndarray, weights: np.ndarray, query: tuple[int, int]) -> None:
+    """The image, with the query's window framed and shaded by weight."""
+    axes.imshow(image, cmap=INK, vmin=0, vmax=1, alpha=0.5)
+    for y, x in np.argwhere(weights > 0):
+        share = weights[y, x] / weights.max()
+        axes.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=WINDOW, alpha=0.75 * share))
+        frame = {"fill": False, "edgecolor": WINDOW, "linewidth": 1}
+        axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
+    axes.plot(query[1], query[0], "o", color="black", markersize=4)
+
+
+@torch.no_grad()
+def draw(model: Classifier, images: torch.Tensor, labels: torch.Tensor, path: str) -> None:
+    queries = [(3, 3), (4, 5), (0, 4)]
+    shown = [int((labels == digit).nonzero()[0]) for digit in (3, 5, 8)]
+    columns = 1 + 2 * len(queries)
+    figure, grid = plt.subplots(len(shown), columns, figsize=(1.55 * columns, 1.8 * len(shown)))
+    for row, index in zip(grid, shown, strict=True):
+        image = images[index]
+        guess = int(model(image[None]).argmax())
+        row[0].imshow(image, cmap=INK, vmin=0, vmax=1)
+        row[0].set_title(f"a {int(labels[index])}, taken for a {guess}", fontsize=9)
+        x = model.embed(image[None, ..., None]) + model.place
+        first = attention_maps(model.stage1[0], x)
+        second = attention_maps(model.stage2[0], model.widen(model.stage1(x)))
+        for i, query in enumerate(queries):
+            for j, (maps, name) in enumerate([(first, "3x3"), (second, "3x3, dilation 2")]):
+                axes = row[1 + 2 * i + j]
+                draw_window(axes, image.numpy(), maps[query].numpy(), query)
+                axes.set_title(name, fontsize=9)
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.tight_layout(pad=0.5)
+    figure.savefig(path, dpi=110)
+    print(f"windows and attention maps: {path}")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description="classify digits by neighborhood attention")
+    arguments.add_argument("--output", default="digits.png", help="where to put the picture")
+    arguments.add_argument("--epochs", type=int, default=30)
+    options = arguments.parse_args()
+    torch.manual_seed(0)
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16, dtype=torch.float32)
+    labels = torch.tensor(digits.target)
+    parts = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
+    model = Classifier()
+    start = time.perf_counter()
+    train(model, parts[0], parts[2], options.epochs)
+    seconds = time.perf_counter() - start
+    model.eval()
+    with torch.no_grad():
+        right = int((model(parts[1]).argmax(-1) == parts[3]).sum())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{right} of {len(parts[3])} held-out digits right: {100 * right / len(parts[3]):.1f} % "
+        f"({count} parameters, {options.epochs} epochs, {seconds:.0f} s)"
+    )
+    draw(model, parts[1], parts[3], options.output)
+
+
+if __name__ == "__main__":
+    main()
