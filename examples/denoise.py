@@ -21,10 +21,11 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from natten.functional import na2d
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 from tqdm import tqdm
+
+from natten.functional import na2d
 
 WINDOW = 21  # pixels looked at, along each side
 PATCH = 5

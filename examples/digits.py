@@ -17,12 +17,13 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from natten import NeighborhoodAttention2D
-from natten.functional import na2d
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm import tqdm
+
+from natten import NeighborhoodAttention2D
+from natten.functional import na2d
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
