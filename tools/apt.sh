@@ -3,10 +3,10 @@
 # skipped by the tests, visibly.
 set -u
 missing=
-want=${*:-g++ clang python3-dev python3-venv}
+want=${*:-g++ clang pkg-config python3-dev python3-venv}
 for package in $want; do
     case $package in
-    g++ | clang) command -v "$package" >/dev/null || missing="$missing $package" ;;
+    g++ | clang | pkg-config) command -v "$package" >/dev/null || missing="$missing $package" ;;
     python3-dev) "${PYTHON:-python3}" -c 'import os, sysconfig as s, sys
 sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || missing="$missing $package" ;;
     python3-venv) "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing $package" ;;
