@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The source tree beside a build, unless the package is to be tested as it is installed.
 if "NATTEN_TEST_INSTALLED" not in os.environ:
     sys.path.insert(0, str(ROOT / "python"))
+    paths = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 import torch  # noqa: E402
 
