@@ -33,8 +33,8 @@ typedef struct forward_run {
     int direct, stream;
 } forward_run;
 
-/* Tokens that the next task will pack, fetched bit by bit during this one: most of a small window's
- * time would otherwise go into waiting for them. */
+/* Tokens that the next task will pack, fetched bit by bit during this one, and the next tile's
+ * queries: much of a small window's time would otherwise go into waiting for them. */
 enum { AHEAD_ROWS = 64 };
 typedef struct forward_ahead {
     const char *key[AHEAD_ROWS], *value[AHEAD_ROWS]; /* the next token of each row */
@@ -42,6 +42,8 @@ typedef struct forward_ahead {
     int rows, row;                                   /* row: the first one not fetched */
     int64_t tokens;                                  /* of all rows */
     int quota;                                       /* tokens to be fetched with each span */
+    const char *query[ROWS_MAX];                     /* rows of the next tile */
+    int query_rows, query_count, query_next, query_quota;
 } forward_ahead;
 
 /* One worker's memory. */
@@ -146,6 +148,14 @@ static void forward_fetch(forward_worker *w)
         ahead->value[row] += v->axis[2];
         ahead->row += --ahead->left[row] == 0;
     }
+    const tensor *q = &w->run->query;
+    const int lanes = ahead->query_count;
+    for (int n = 0; n < ahead->query_quota && ahead->query_next < ahead->query_rows * lanes; n++) {
+        const int row = ahead->query_next / lanes, lane = ahead->query_next % lanes;
+        fetch(ahead->query[row] + lane * q->axis[2],
+              (int64_t)w->run->state->depth * stored_size(q->dtype));
+        ahead->query_next++;
+    }
 }
 
 /* Additional tokens are packed when the batch or the head changes. */
@@ -172,13 +182,35 @@ static void forward_pack_more(forward_worker *w)
     }
 }
 
-/* The first lane of a tile's row in a tensor of queries. */
+/* The first lane of row r of a tile in a tensor of queries. */
+static char *query_row(const na_geometry *g, const na_work *work, int tile, int r,
+                       const tensor *tensor)
+{
+    return tensor_at(tensor, work->batch, work->head + r % work->heads, work->z,
+                     na_work_query(g, work, r), na_work_lanes(g, work, tile, r)->query);
+}
+
 static char *forward_row(const forward_tile *t, const tensor *tensor, int r)
 {
-    const na_geometry *g = t->w->run->state->g;
-    const na_work *work = &t->w->work;
-    return tensor_at(tensor, work->batch, work->head + r % work->heads, work->z,
-                     na_work_query(g, work, r), na_work_lanes(g, work, t->tile, r)->query);
+    return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
+}
+
+/* Has the queries of the tile after this one fetched: of this task, or of the next. */
+static void forward_next_queries(forward_worker *w, int tile, int spans)
+{
+    const na_geometry *g = w->run->state->g;
+    const int same = !g->across && tile + 1 < g->part[w->work.part].end;
+    const na_work *work = same ? &w->work : &w->next;
+    forward_ahead *ahead = &w->ahead;
+    ahead->query_rows = ahead->query_next = 0;
+    if (!work->block)
+        return;
+    const int next = same ? tile + 1 : g->part[work->part].tile;
+    ahead->query_count = na_work_lanes(g, work, next, 0)->count;
+    ahead->query_rows = work->rows;
+    ahead->query_quota = (work->rows * ahead->query_count + spans - 1) / spans;
+    for (int r = 0; r < work->rows; r++)
+        ahead->query[r] = query_row(g, work, next, r, &w->run->query);
 }
 
 static void forward_begin(forward_tile *t)
@@ -361,7 +393,6 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                                .weight = t->at,
                                .value = t->w->value,
                                .value_step = s->value_step,
-                               .slot_tokens = s->g->width,
                                .sum = t->w->sum,
                                .sum_row = s->value_step,
                                .sum_lane = t->rows * s->value_step,
@@ -398,6 +429,7 @@ static void forward_tile_run(forward_worker *w, int tile)
     t.width = t.lanes->half ? HALF : VL;
     t.span_count = na_spans(g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
     forward_begin(&t);
+    forward_next_queries(w, tile, t.span_count);
     for (int from = 0; from < t.span_count;) {
         const na_span *spans = w->spans + from;
         const int count = forward_chapter(&t, spans, t.span_count - from);
@@ -443,6 +475,7 @@ static void forward_work(void *context, int64_t worker)
         w.key_row_count = na_key_rows(g, &w.work, w.key_rows);
         na_ring_fill(g, &w.work, w.key_rows, w.key_row_count, w.tags, forward_pack, &w);
         forward_pack_more(&w);
+        w.next.block = NULL;
         if (task + 1 < end)
             forward_look_ahead(&w, task + 1);
         if (g->across)

@@ -15,10 +15,12 @@ static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 8, 8, 6, 5, 4};
 #define CORRELATE_SHAPES(X)                                                                        \
     X(1, 1)                                                                                        \
     X(1, 2)                                                                                        \
-    X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5)        \
-        X(2, 6) X(2, 7) X(2, 8) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8)    \
-            X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4)        \
-                X(5, 5) X(6, 1) X(6, 2) X(6, 3) X(6, 4)
+    X(1, 3)                                                                                        \
+    X(1, 4)                                                                                        \
+    X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7)        \
+        X(2, 8) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) X(4, 1) X(4, 2)    \
+            X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1)        \
+                X(6, 2) X(6, 3) X(6, 4)
 #define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #else
 enum { ROWS_MAX = 4, KEYS_MAX = 8, AGGREGATE_ROWS = 3, SCATTER_ROWS = 3 };
@@ -26,8 +28,10 @@ static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 5, 3, 2};
 #define CORRELATE_SHAPES(X)                                                                        \
     X(1, 1)                                                                                        \
     X(1, 2)                                                                                        \
-    X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5)        \
-        X(3, 1) X(3, 2) X(3, 3) X(4, 1) X(4, 2)
+    X(1, 3)                                                                                        \
+    X(1, 4)                                                                                        \
+    X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2)        \
+        X(3, 3) X(4, 1) X(4, 2)
 #define ROW_COUNTS(X) X(1) X(2) X(3)
 #endif
 
@@ -157,7 +161,6 @@ typedef struct aggregation {
     real *const *weight; /* of each row of the call: of the first span's first key */
     const real *value;   /* natural tokens of slot 0, aligned, at the call's first channel */
     int64_t value_step;  /* between tokens */
-    int64_t slot_tokens; /* tokens of a slot */
     real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
     int64_t sum_row, sum_lane;
     const real *factor; /* [row of the call][VL] */
@@ -170,13 +173,12 @@ static ALWAYS_INLINE void aggregate_run(const int lo, const int hi, const int ve
                                         vec sum[][CHANNELS_MAX], const real *weight[],
                                         const real *value, int64_t step, int64_t width, int keys)
 {
-    for (int k = 0; k < keys; k++, value += step) {
+    const int64_t end = keys * width;
+    for (int64_t k = 0; k < end; k += width, value += step) {
         vec p[ROWS_MAX];
         UNROLL
-        for (int r = lo; r < hi; r++) {
-            p[r] = vec_pin(vec_set1(*weight[r]));
-            weight[r] += width;
-        }
+        for (int r = lo; r < hi; r++)
+            p[r] = vec_pin(vec_set1(weight[r][k]));
         UNROLL
         for (int i = 0; i < vectors; i++) {
             vec v = vec_pin(vec_load(value + i * VL));
@@ -185,6 +187,9 @@ static ALWAYS_INLINE void aggregate_run(const int lo, const int hi, const int ve
                 sum[r][i] = vec_fma(p[r], v, sum[r][i]);
         }
     }
+    UNROLL
+    for (int r = lo; r < hi; r++)
+        weight[r] += end;
 }
 
 #define AGGREGATE_RUN(lo, hi)                                                                      \
@@ -210,9 +215,8 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
         for (const na_span *s = a->spans; s < a->spans + a->count; s++) {
             const int lo = s->lo < a->row ? 0 : s->lo - a->row;
             const int hi = s->hi - a->row < rows ? s->hi - a->row : rows;
-            const int64_t token = s->slot * a->slot_tokens + s->x + s->start[l];
             const int64_t step = s->step * a->value_step;
-            const real *value = a->value + token * a->value_step;
+            const real *value = a->value + (s->token + s->start[l]) * a->value_step;
             int keys = s->len, skip = 0;
             if (__builtin_expect(s->limit != NULL, 0)) {
                 /* Windows end later from row to row: the last row's end is everyone's. */
@@ -275,7 +279,6 @@ typedef struct scattering {
     real *const *weight; /* of each row of the call: of the span's first key */
     real *sum;           /* natural tokens of slot 0, aligned, at the call's first channel */
     int64_t sum_step;    /* between tokens */
-    int64_t slot_tokens; /* tokens of a slot */
     const real *grad;    /* of the call's first row, lane 0, at its first channel, aligned */
     int64_t grad_row, grad_lane;
 } scattering;
@@ -298,8 +301,7 @@ static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scatt
             int seen = s->limit[(s->hi - 1) * s->limit_step + l] - s->first;
             keys = seen < keys ? seen : keys;
         }
-        const int64_t token = s->slot * a->slot_tokens + s->x + s->start[l];
-        real *sum = a->sum + token * a->sum_step;
+        real *sum = a->sum + (s->token + s->start[l]) * a->sum_step;
         for (int k = 0; k < keys; k++, sum += s->step * a->sum_step) {
             vec x[CHANNELS_MAX];
             UNROLL

@@ -144,7 +144,7 @@ static void scatter_tile(const scatter_worker *w, const tile *t, const weights *
         real *at[NA_ROWS];
         for (int r = span.lo; r < span.hi; r++)
             at[r] = weights->row[r] + slot_of(t, &span, p, r);
-        span.slot = span.x = 0;
+        span.token = 0;
         const scattering a = {.span = &span,
                               .lanes = t->lanes,
                               .width = 1,

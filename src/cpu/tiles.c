@@ -409,9 +409,10 @@ static int make_runs(const na_geometry *g, const na_work *work, int tile, run *r
 /* Cuts a run of one key row at the ends of parts and to the length of spans. */
 static int cut_run(const na_geometry *g, const na_work *work, run r, na_span span, na_span *spans)
 {
-    int count = 0, step = (int)g->axis[2].dilation, base = span.x;
-    int pieces = ceil_div(r.to - r.from, NA_RUN), even = ceil_div(r.to - r.from, pieces);
+    int count = 0, step = (int)g->axis[2].dilation, base = span.x, even = r.to - r.from;
     int64_t slot = span.slot;
+    if (even > NA_RUN)
+        even = ceil_div(even, ceil_div(even, NA_RUN));
     while (r.from < r.to) {
         int64_t key = base + (int64_t)r.from * step;
         int number = g->across ? (int)(key / g->part[0].cut) : work->part;
@@ -419,7 +420,8 @@ static int cut_run(const na_geometry *g, const na_work *work, run r, na_span spa
         int x = (int)(key - part->first), len = na_min(even, r.to - r.from);
         if (g->across)
             len = na_min(len, ceil_div(part->cut - x, step));
-        span.slot = slot + number % g->ring_part;
+        span.slot = g->across ? slot + number % g->ring_part : slot;
+        span.token = span.slot * g->width + x;
         span.x = x;
         span.key = (int)key;
         span.len = len;
@@ -439,6 +441,7 @@ static int additional_spans(const na_geometry *g, const na_work *work, na_span *
         int x = (int)(token % g->width), left = (int)na_min(NA_RUN, g->width - x);
         int len = g->additional - token < left ? (int)(g->additional - token) : left;
         spans[count++] = (na_span){.slot = g->additional_slot + token / g->width,
+                                   .token = g->additional_slot * g->width + token,
                                    .x = x,
                                    .step = 1,
                                    .len = len,
@@ -452,34 +455,59 @@ static int additional_spans(const na_geometry *g, const na_work *work, na_span *
     return count;
 }
 
+/* Limits of the tile's rows (upright: of all of them), counted from the first row's start; NULL: no
+ * lane has fewer keys than another. */
+static const int32_t *make_limits(const na_geometry *g, const na_work *work, int tile,
+                                  int32_t limits[NA_ROWS][NA_LANES])
+{
+    int masked = 0, count = g->across ? work->rows : 1;
+    for (int r = 0; r < count; r++)
+        masked |= na_work_lanes(g, work, tile, r)->masked;
+    if (!masked)
+        return NULL;
+    for (int r = 0; r < count; r++) {
+        const na_lanes *row = na_work_lanes(g, work, tile, r);
+        for (int l = 0; l < NA_LANES; l++)
+            limits[r][l] = row->limit[l] + work->block->offset[r / work->heads];
+    }
+    return limits[0];
+}
+
 int na_spans(const na_geometry *g, const na_work *work, int tile, const na_key_row *rows,
              int row_count, na_span *spans, int32_t limits[NA_ROWS][NA_LANES])
 {
-    const na_block *block = work->block;
-    const na_lanes *lanes = &g->lane[g->across ? block->index[0] : tile];
-    int masked = lanes->masked, count = 0;
+    const na_lanes *lanes = na_work_lanes(g, work, tile, 0);
     run runs[2 * NA_ROWS];
-    int run_count = make_runs(g, work, tile, runs);
-    for (int r = 0; r < (g->across ? work->rows : 1); r++) {
-        const na_lanes *row = na_work_lanes(g, work, tile, r);
-        masked |= row->masked;
-        for (int l = 0; l < NA_LANES; l++)
-            limits[r][l] = row->limit[l] + block->offset[r / work->heads];
+    const int run_count = make_runs(g, work, tile, runs);
+    na_span span = {.slot = rows[0].slot,
+                    .x = lanes->base,
+                    .step = (int)g->axis[2].dilation,
+                    .mode = lanes->mode,
+                    .limit_step = g->across ? NA_LANES : 0,
+                    .start = lanes->start,
+                    .limit = make_limits(g, work, tile, limits)};
+    int first = 0;
+    for (int j = 0; j < run_count; j++) {
+        span.lo = runs[j].lo * work->heads;
+        span.hi = runs[j].hi * work->heads;
+        first += cut_run(g, work, runs[j], span, spans + first);
     }
-    for (int i = 0; i < row_count; i++)
-        for (int j = 0; j < run_count; j++) {
-            na_span span = {.slot = rows[i].slot,
-                            .x = lanes->base,
-                            .step = (int)g->axis[2].dilation,
-                            .lo = na_max(rows[i].lo, runs[j].lo * work->heads),
-                            .hi = na_min(rows[i].hi, runs[j].hi * work->heads),
-                            .mode = lanes->mode,
-                            .z = rows[i].z,
-                            .y = rows[i].y,
-                            .limit_step = g->across ? NA_LANES : 0,
-                            .start = lanes->start,
-                            .limit = masked ? limits[0] : NULL};
-            count += cut_run(g, work, runs[j], span, spans + count);
+    /* Other key rows differ in where they lie and, upright, in who sees them. */
+    for (int i = row_count - 1; i >= 0; i--) {
+        const int64_t apart = rows[i].slot - rows[0].slot;
+        for (int j = 0; j < first; j++) {
+            na_span *s = &spans[i * first + j];
+            *s = spans[j];
+            s->slot += apart;
+            s->token += apart * g->width;
+            s->z = rows[i].z;
+            s->y = rows[i].y;
+            if (!g->across) {
+                s->lo = rows[i].lo;
+                s->hi = rows[i].hi;
+            }
         }
+    }
+    const int count = first * row_count;
     return count + additional_spans(g, work, spans + count);
 }

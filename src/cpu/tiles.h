@@ -137,7 +137,8 @@ void na_ring_missing(const na_geometry *geometry, const na_work *work, const na_
 /* A run of keys, or of additional tokens (z = -1). */
 typedef struct na_span {
     int64_t slot;   /* in the ring; additional tokens: after the ring's slots */
-    int32_t x;      /* the first key (of a lane of start 0), counted inside the slot */
+    int64_t token;  /* the first key (of a lane of start 0): slot * geometry->width + x */
+    int32_t x;      /* the same, counted inside the slot */
     int32_t key;    /* the same, counted in the tensor */
     int32_t step;   /* from one key to the next */
     int32_t len;    /* keys */

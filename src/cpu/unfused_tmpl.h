@@ -237,7 +237,6 @@ static void gather_tile(const worker *w, tile *t)
                                .weight = at,
                                .value = w->key,
                                .value_step = step,
-                               .slot_tokens = u->slot_step / step,
                                .sum = w->query,
                                .sum_row = VL * step,
                                .sum_lane = step,
