@@ -62,6 +62,9 @@ typedef struct na_geometry {
     int32_t head_tiles; /* tiles that take to cover a group */
     int32_t lane_tiles, blocks, parts;
     int32_t ring_z, ring_y, ring_part; /* slots of the ring: key rows of axes 0, 1; parts */
+    int32_t planes;   /* 1: the ring holds whole planes of axes 1, 2, and tasks run along axis 1;
+                         0: the key rows of one tile, and tasks run along axis 0 */
+    int32_t *order_z; /* queries of axis 0 in the order of work: those a dilation apart together */
     int32_t width;    /* most keys of a part, with room for a vector beyond the last start */
     int32_t spread;   /* the largest start of any lane */
     int32_t spans;    /* most spans of a tile */
@@ -75,6 +78,14 @@ typedef struct na_geometry {
     int64_t kv_heads, additional;
     int64_t additional_slot; /* the first slot of additional tokens, geometry->width in each */
 } na_geometry;
+
+/* The window of a local query, its first key local. */
+static inline na_window na_local_window(const natten_axis *axis, int query)
+{
+    na_window window = na_window_of(na_axis_of(axis), (int)axis->query_origin + query);
+    window.first -= (int)axis->key_origin;
+    return window;
+}
 
 /* Makes the tables: lanes of a vector, lanes of a half vector (0: none), at most `rows` rows. NULL:
  * no memory. */
