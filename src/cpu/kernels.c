@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpu/bands.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
@@ -14,13 +15,18 @@
 #include "cpu/micro_tmpl.h"
 #include "cpu/pack_tmpl.h"
 #include "cpu/math_tmpl.h"
+#include "cpu/bias_tmpl.h"
 #include "cpu/forward_tmpl.h"
 #include "cpu/weights_tmpl.h"
 #include "cpu/scatter_tmpl.h"
 #include "cpu/unfused_tmpl.h"
+#include "cpu/backward_tile_tmpl.h"
+#include "cpu/backward_tmpl.h"
+#include "cpu/backward_plan_tmpl.h"
 
 const na_cpu_kernels NA_KERNELS = {{
     [NATTEN_FORWARD] = forward_plan,
+    [NATTEN_BACKWARD] = backward_plan,
     [NATTEN_QK] = unfused_plan,
     [NATTEN_QK_BACKWARD] = unfused_plan,
     [NATTEN_AV] = unfused_plan,

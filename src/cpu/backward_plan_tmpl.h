@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: MIT
+ * The frame of fused backward: plans, takes the memory, and adds up what the bands of
+ * backward_tmpl.h have left. Parameters: the texts kernels.c includes before this one. */
+
+/* Adds the bands' own cells of a key row to the result, and stores it where it was only a copy. */
+static void backward_finish_row(const backward_run *run, int64_t unit, int64_t row)
+{
+    const backward_state *s = run->state;
+    const na_bands *bands = s->bands;
+    const natten_axis *axis = s->g->axis;
+    const int64_t z = row / axis[1].key_extent, y = row % axis[1].key_extent;
+    for (int i = 0; i < 2; i++) {
+        const backward_sink *sink = &run->sink[i];
+        if (!sink->out.data)
+            continue;
+        int64_t step;
+        for (int64_t c = 0; c < bands->row_cells && bands->own; c++) {
+            const int64_t x = c * bands->cell, left = axis[2].key_extent - x;
+            real *result = backward_result(run, sink, unit, z, y, x, &step);
+            for (int32_t band = 1; band < bands->count; band++) {
+                const int place = bands->place[band * bands->cells + row * bands->row_cells + c];
+                if (place >= 0)
+                    add_tokens(sink->own + (unit * bands->own + place) * bands->cell * sink->step,
+                               sink->step, left < bands->cell ? left : bands->cell, sink->channels,
+                               result, step, 1);
+            }
+        }
+        if (sink->copy)
+            unpack_natural(
+                sink->out.dtype, backward_result(run, sink, unit, z, y, 0, &step), sink->step,
+                (int)axis[2].key_extent, (int)sink->channels,
+                tensor_at(&sink->out, unit / s->g->kv_heads, unit % s->g->kv_heads, z, y, 0),
+                sink->out.axis[2]);
+    }
+}
+
+/* The bands' sums of additional tokens. */
+static void backward_finish_more(const backward_run *run, int64_t unit)
+{
+    const backward_state *s = run->state;
+    const int64_t tokens = s->g->additional, bands = s->bands->count;
+    for (int i = 0; i < 2; i++) {
+        const backward_sink *sink = &run->sink[i];
+        if (!sink->more_out.data)
+            continue;
+        real *sum = sink->more + unit * bands * tokens * sink->step;
+        for (int64_t band = 1; band < bands; band++)
+            add_tokens(sum + band * tokens * sink->step, sink->step, tokens, sink->channels, sum,
+                       sink->step, 1);
+        unpack_natural(
+            sink->more_out.dtype, sum, sink->step, (int)tokens, (int)sink->channels,
+            tensor_at(&sink->more_out, unit / s->g->kv_heads, unit % s->g->kv_heads, 0, 0, 0),
+            sink->more_out.axis[0]);
+    }
+}
+
+/* The bands' sums of a head's bias. */
+static void backward_finish_bias(const backward_run *run, int64_t head)
+{
+    const backward_state *s = run->state;
+    const int64_t kv_heads = s->g->kv_heads, group = s->g->group, bands = s->bands->count;
+    for (int64_t entry = 0; entry < s->entries; entry++) {
+        double sum = 0;
+        for (int64_t b = 0; b < run->problem->batch; b++)
+            for (int64_t band = 0; band < bands; band++) {
+                const int64_t item = (b * kv_heads + head / group) * bands + band;
+                sum += run->d_bias_sums[(item * group + head % group) * s->entries + entry];
+            }
+        char *to = bias_at(run->problem, &run->d_bias, head, entry);
+#define ONE(type)                                                                                  \
+    if (run->d_bias.dtype == type)                                                                 \
+        store_stored_part(type, to, 1, vec_set1((real)sum));
+        STORED(ONE)
+#undef ONE
+    }
+}
+
+/* Key rows, units and heads to finish. */
+static int64_t backward_finish_tasks(const backward_run *run, int64_t counts[3])
+{
+    const backward_state *s = run->state;
+    const int rows = s->bands->own || run->sink[0].copy || run->sink[1].copy;
+    counts[0] = rows * s->bands->units * s->g->axis[0].key_extent * s->g->axis[1].key_extent;
+    counts[1] = s->g->additional ? s->bands->units : 0;
+    counts[2] = s->d_bias ? run->problem->heads : 0;
+    return counts[0] + counts[1] + counts[2];
+}
+
+/* A natten_task. */
+static void backward_finish(void *context, int64_t worker)
+{
+    const backward_run *run = context;
+    const natten_axis *axis = run->state->g->axis;
+    const int64_t rows = axis[0].key_extent * axis[1].key_extent;
+    int64_t counts[3];
+    const int64_t tasks = backward_finish_tasks(run, counts);
+    const int64_t end = tasks * (worker + 1) / run->workers;
+    for (int64_t i = tasks * worker / run->workers; i < end; i++)
+        if (i < counts[0])
+            backward_finish_row(run, i / rows, i % rows);
+        else if (i < counts[0] + counts[1])
+            backward_finish_more(run, i - counts[0]);
+        else
+            backward_finish_bias(run, i - counts[0] - counts[1]);
+}
+
+/* What all workers share besides the tensors; returns its bytes. */
+static size_t backward_share(backward_run *run, char *base)
+{
+    const backward_state *s = run->state;
+    const natten_problem *p = run->problem;
+    const int64_t units = s->bands->units, items = units * s->bands->count;
+    const int64_t tokens =
+        units * p->axis[0].key_extent * p->axis[1].key_extent * p->axis[2].key_extent;
+    real *bias = NULL;
+    struct {
+        void *part;
+        int64_t count;
+        size_t size;
+    } parts[8] = {
+        {&bias, s->entries ? s->entries * p->heads + VL : 0, sizeof(real)},
+        {&run->d_bias_sums, s->d_bias * items * s->g->group * s->entries, sizeof(double)}};
+    for (int i = 0; i < 2; i++) {
+        backward_sink *sink = &run->sink[i];
+        const int wanted = sink->out.data != NULL, more = sink->more_out.data != NULL;
+        const int copied = wanted && stored_size(sink->out.dtype) != sizeof(real);
+        parts[2 + 3 * i].part = &sink->copy;
+        parts[2 + 3 * i].count = copied * tokens * sink->step;
+        parts[3 + 3 * i].part = &sink->own;
+        parts[3 + 3 * i].count = wanted * units * s->bands->own * s->bands->cell * sink->step;
+        parts[4 + 3 * i].part = &sink->more;
+        parts[4 + 3 * i].count = more * items * s->g->additional * sink->step;
+        for (int j = 2; j < 5; j++)
+            parts[j + 3 * i].size = sizeof(real);
+    }
+    size_t at = 0;
+    for (int i = 0; i < 8; i++) {
+        const uintptr_t place = parts[i].count && base ? (uintptr_t)base + at : 0;
+        memcpy(parts[i].part, &place, sizeof place);
+        at += backward_bytes(parts[i].count, parts[i].size);
+    }
+    run->bias = bias;
+    return at;
+}
+
+/* d_query can be written by aggregate: directly, and past the caches. */
+static void backward_direct(backward_run *run)
+{
+    const tensor *t = &run->d_query;
+    const int64_t line = VL * (int64_t)sizeof(real);
+    run->direct = stored_size(t->dtype) == sizeof(real) && run->state->depth % VL == 0;
+    run->stream = run->direct && (uintptr_t)t->data % (uintptr_t)line == 0 &&
+                  t->batch % line == 0 && t->head % line == 0;
+    for (int i = 0; i < 3; i++)
+        run->stream &= t->axis[i] % line == 0;
+}
+
+static natten_status backward_run_plan(const natten_plan *plan, const natten_run *addresses)
+{
+    const backward_state *s = plan->state;
+    const natten_problem *p = &plan->problem;
+    backward_run run = {.state = s, .problem = p};
+    run.query = tensor_of(p, addresses, NATTEN_QUERY);
+    run.key = tensor_of(p, addresses, NATTEN_KEY);
+    run.value = tensor_of(p, addresses, NATTEN_VALUE);
+    run.out = tensor_of(p, addresses, NATTEN_OUT);
+    run.lse = tensor_of(p, addresses, NATTEN_LSE);
+    run.more_key = tensor_of(p, addresses, NATTEN_ADDITIONAL_KEY);
+    run.more_value = tensor_of(p, addresses, NATTEN_ADDITIONAL_VALUE);
+    run.d_out = tensor_of(p, addresses, NATTEN_D_OUT);
+    run.d_lse = tensor_of(p, addresses, NATTEN_D_LSE);
+    run.d_query = tensor_of(p, addresses, NATTEN_D_QUERY);
+    run.d_bias = tensor_of(p, addresses, NATTEN_D_RPB);
+    run.sink[0] = (backward_sink){.out = tensor_of(p, addresses, NATTEN_D_KEY),
+                                  .more_out = tensor_of(p, addresses, NATTEN_D_ADDITIONAL_KEY),
+                                  .step = s->key_step,
+                                  .channels = s->depth};
+    run.sink[1] = (backward_sink){.out = tensor_of(p, addresses, NATTEN_D_VALUE),
+                                  .more_out = tensor_of(p, addresses, NATTEN_D_ADDITIONAL_VALUE),
+                                  .step = s->value_step,
+                                  .channels = s->channels};
+    backward_direct(&run);
+    run.workers = na_workers(addresses, s->bands->units * s->bands->count);
+    const size_t shared = backward_share(&run, NULL);
+    char *scratch = na_scratch_take(shared + (size_t)run.workers * s->worker_bytes);
+    if (!scratch)
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a backward run.");
+    backward_share(&run, scratch);
+    run.scratch = scratch + shared;
+    if (run.bias) {
+        const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
+        bias_pack(p, &rpb, (real *)scratch);
+    }
+    na_parallel(addresses, run.workers, backward_work, &run);
+    int64_t counts[3];
+    const int64_t tasks = backward_finish_tasks(&run, counts);
+    run.workers = na_workers(addresses, tasks);
+    if (tasks)
+        na_parallel(addresses, run.workers, backward_finish, &run);
+    na_scratch_give(scratch);
+    return NATTEN_OK;
+}
+
+static void backward_destroy(void *state)
+{
+    backward_state *s = state;
+    na_geometry_free(s->g);
+    na_bands_free(s->bands);
+    free(s->kinds.of);
+    free(s);
+}
+
+static void backward_sizes(backward_state *s, const natten_problem *p)
+{
+    const int64_t line = 64 / (int64_t)sizeof(real), most = (int64_t)s->rows * NA_RUN * VL;
+    const int64_t block = BACKWARD_BLOCK / 2 / (int64_t)sizeof(real);
+    s->depth = (int)p->head_dim;
+    s->channels = (int)p->value_dim;
+    s->key_step = padded(s->depth);
+    s->value_step = padded(s->channels);
+    /* An odd number of cache lines, so that channels do not fall into the same cache sets. */
+    s->line = ((s->g->width + line - 1) / line | 1) * line;
+    s->block_reals = (block > most ? block : most) + (int64_t)s->rows * 2 * VL;
+    s->entries = bias_entries(p);
+    s->kind_reals = padded(s->entries * VL) + VL;
+    s->d_query = na_has(p, NATTEN_D_QUERY);
+    s->d_key = na_has(p, NATTEN_D_KEY) || na_has(p, NATTEN_D_ADDITIONAL_KEY);
+    s->d_value = na_has(p, NATTEN_D_VALUE) || na_has(p, NATTEN_D_ADDITIONAL_VALUE);
+    s->d_bias = na_has(p, NATTEN_D_RPB);
+    s->d_slope = s->d_query || s->d_key || s->d_bias;
+}
+
+static natten_status backward_plan(natten_plan *plan)
+{
+    const natten_problem *p = &plan->problem;
+    backward_state *s = calloc(1, sizeof *s);
+    if (!s)
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    plan->state = s;
+    plan->destroy = backward_destroy;
+    plan->run = backward_run_plan;
+    s->rows = REGISTERS >= 32 ? ROWS_MAX : SCATTER_ROWS;
+    s->g = na_geometry_make(p, VL, HALF, s->rows);
+    if (!s->g || !bias_find_kinds(&s->kinds, s->g))
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    const int64_t units = p->batch * p->kv_heads;
+    int64_t products = (na_window_size(p) + p->additional_tokens) * (p->head_dim + p->value_dim);
+    products *= p->heads / p->kv_heads;
+    for (int i = 0; i < 3; i++)
+        products *= p->axis[i].query_extent;
+    s->bands = na_bands_make(s->g, units, products);
+    if (!s->bands)
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    backward_sizes(s, p);
+    backward_worker w;
+    s->worker_bytes = backward_layout(s, &w, NULL);
+    return NATTEN_OK;
+}

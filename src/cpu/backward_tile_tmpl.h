@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: MIT
+ * Fused backward of one tile. Weights p are computed again from the scores and the lse; with
+ * delta = out . d_out - d_lse the gradient of a score is p (d_out . value - delta). Both stay in
+ * the first-level cache for a block of spans, and are then used up: for the queries' gradient,
+ * summed in registers, and for those of keys and values, added to the sums beside the packed keys.
+ * Parameters: the texts kernels.c includes before this one. */
+
+/* Bytes of weights and of gradients of scores in a block. */
+enum { BACKWARD_BLOCK = 24 << 10 };
+
+typedef struct backward_state {
+    na_geometry *g;
+    na_bands *bands;
+    bias_kinds kinds;
+    int rows;                            /* most rows of a tile */
+    int depth, channels;                 /* of keys, of values */
+    int64_t line;                        /* reals between channels of a transposed slot */
+    int64_t key_step, value_step;        /* reals of a natural token */
+    int64_t entries;                     /* of a head's bias; 0: none */
+    int64_t kind_reals;                  /* of a kind's sums of one head */
+    int d_query, d_key, d_value, d_bias; /* wanted; d_key and d_value: of any key, any value */
+    int d_slope;                         /* some gradient needs that of the scores */
+    int64_t block_reals;                 /* of a block of weights */
+    size_t worker_bytes;
+} backward_state;
+
+/* What all workers share. A sink is where a gradient of keys or values is summed up. */
+typedef struct backward_sink {
+    tensor out, more_out;   /* data NULL: not wanted */
+    real *copy;             /* [unit][key][step] where out cannot be added to; NULL: it can */
+    real *own, *more;       /* [unit][own cell][key][step], [unit][band][additional][step] */
+    int64_t step, channels; /* reals of a packed token, and those that count */
+} backward_sink;
+
+typedef struct backward_run {
+    const backward_state *state;
+    const natten_problem *problem;
+    int64_t workers;
+    tensor query, key, value, out, lse, more_key, more_value, d_out, d_lse, d_query, d_bias;
+    backward_sink sink[2]; /* of keys, of values */
+    const real *bias;      /* times log2(e), NULL: none */
+    double *d_bias_sums;   /* [unit][band][head of the group][entry] */
+    char *scratch;
+    int direct, stream; /* d_query is written by aggregate, past the caches */
+} backward_run;
+
+/* What a slot holds while its sums have not been taken away. */
+typedef struct backward_held {
+    int32_t dirty, z, y;
+    const na_part *part;
+} backward_held;
+
+/* One worker's memory. */
+typedef struct backward_worker {
+    const backward_run *run;
+    na_work work;
+    int64_t unit;
+    int32_t band;
+    real *key, *value, *natural;        /* slots: keys and values transposed, keys */
+    real *sum[2];                       /* slots: gradients of keys and values */
+    real *query, *grad;                 /* of a tile, transposed: times scale and log2(e); d_out */
+    real *query_natural, *grad_natural; /* [row][lane]: times scale; d_out */
+    real *weight, *slope;               /* of a block: p and gradients of scores */
+    real *partial;                      /* [lane][row]: gradient of queries */
+    real *room;
+    real *bias_sum; /* [head of the group][kind][entry][lane] */
+    int64_t *tags;  /* of slots; the last one of the additional tokens */
+    backward_held *held;
+    unsigned char *seen; /* cells of the unit that hold something */
+    na_key_row *key_rows;
+    na_span *spans;
+    int key_row_count;
+} backward_worker;
+
+/* One tile on its way. */
+typedef struct backward_tile {
+    const backward_worker *w;
+    const na_lanes *lanes; /* of row 0: count and half are those of all rows */
+    int tile, rows, width;
+    int keys[ROWS_MAX];     /* of the block, seen by each row */
+    real *weight[ROWS_MAX]; /* where each row stands in the block */
+    real *slope[ROWS_MAX];
+    real lse[ROWS_MAX * VL] __attribute__((aligned(64))); /* times log2(e) */
+    real delta[ROWS_MAX * VL] __attribute__((aligned(64)));
+    real scale[ROWS_MAX * VL] __attribute__((aligned(64)));
+    int32_t limits[NA_ROWS][NA_LANES];
+} backward_tile;
+
+/* The first lane of a tile's row in a tensor of queries. */
+static char *backward_row(const backward_tile *t, const tensor *tensor, int r)
+{
+    const na_geometry *g = t->w->run->state->g;
+    const na_work *work = &t->w->work;
+    return tensor_at(tensor, work->batch, work->head + r % work->heads, work->z,
+                     na_work_query(g, work, r), na_work_lanes(g, work, t->tile, r)->query);
+}
+
+/* Products of packed tokens and those of a tensor. */
+static ALWAYS_INLINE void multiply_tokens(const int dtype, const real *a, int64_t step,
+                                          const char *b, int64_t token, int tokens, int channels,
+                                          real *to)
+{
+    const int whole = channels / VL * VL;
+    for (int t = 0; t < tokens; t++, a += step, b += token) {
+        vec sum = vec_zero();
+        for (int c = 0; c < whole; c += VL)
+            sum = vec_fma(vec_load(a + c), load_stored(dtype, b + c * stored_size(dtype)), sum);
+        if (whole < channels)
+            sum = vec_fma(vec_load(a + whole),
+                          load_stored_part(dtype, b + whole * stored_size(dtype), channels - whole),
+                          sum);
+        to[t] = vec_sum(sum);
+    }
+}
+
+/* delta of a row whose d_out is packed. */
+static void backward_delta(backward_tile *t, int r)
+{
+    const backward_run *run = t->w->run;
+    const backward_state *s = run->state;
+    const int count = t->lanes->count;
+    const char *out = backward_row(t, &run->out, r);
+    const real *grad = t->w->grad_natural + r * VL * s->value_step;
+    real *delta = t->delta + r * VL;
+#define ONE(type)                                                                                  \
+    if (run->out.dtype == type)                                                                    \
+        multiply_tokens(type, grad, s->value_step, out, run->out.axis[2], count, s->channels,      \
+                        delta);
+    STORED(ONE)
+#undef ONE
+    if (!run->d_lse.data)
+        return;
+    const char *d_lse = backward_row(t, &run->d_lse, r);
+    for (int l = 0; l < count; l++, d_lse += run->d_lse.axis[2]) {
+        real x;
+        memcpy(&x, d_lse, sizeof x);
+        delta[l] -= x;
+    }
+}
+
+/* Packs what the tile's queries bring along. */
+static void backward_begin(backward_tile *t)
+{
+    const backward_worker *w = t->w;
+    const backward_run *run = w->run;
+    const backward_state *s = run->state;
+    const int count = t->lanes->count;
+    const real scale = (real)run->problem->scale, scale2 = (real)(run->problem->scale * LOG2_E);
+    for (int r = 0; r < t->rows; r++) {
+        const char *query = backward_row(t, &run->query, r);
+        const char *grad = backward_row(t, &run->d_out, r);
+        pack_transposed(run->query.dtype, query, run->query.axis[2], count, s->depth, scale2,
+                        w->query + (int64_t)r * s->depth * VL, VL);
+        if (s->d_key)
+            pack_natural(run->query.dtype, query, run->query.axis[2], count, s->depth, scale,
+                         w->query_natural + r * VL * s->key_step, s->key_step);
+        pack_natural(run->d_out.dtype, grad, run->d_out.axis[2], count, s->channels, 1,
+                     w->grad_natural + r * VL * s->value_step, s->value_step);
+        real *lse = t->lse + r * VL;
+        /* Weights of lanes that are no queries come out as 0. */
+        vec_store(lse, vec_set1((real)INFINITY));
+        vec_store(t->delta + r * VL, vec_zero());
+        vec_store(t->scale + r * VL, vec_set1(scale));
+        const char *from = backward_row(t, &run->lse, r);
+        for (int l = 0; l < count; l++, from += run->lse.axis[2]) {
+            memcpy(&lse[l], from, sizeof(real));
+            lse[l] *= (real)LOG2_E;
+        }
+        if (s->d_slope) {
+            pack_transposed(run->d_out.dtype, grad, run->d_out.axis[2], count, s->channels, 1,
+                            w->grad + (int64_t)r * s->channels * VL, VL);
+            backward_delta(t, r);
+        }
+        for (int l = 0; t->lanes->half && l < HALF; l++) {
+            lse[HALF + l] = lse[l];
+            t->delta[r * VL + HALF + l] = t->delta[r * VL + l];
+        }
+    }
+}
+
+/* Spans of the next block; gives its rows their places. */
+static int backward_block(backward_tile *t, const na_span *spans, int count)
+{
+    int some = 0;
+    int64_t bytes = 0, at = 0;
+    memset(t->keys, 0, sizeof t->keys);
+    for (; some < count; some++) {
+        const na_span *span = &spans[some];
+        bytes += (int64_t)(span->hi - span->lo) * span->len * t->width * 2 * (int)sizeof(real);
+        if (some > 0 && bytes > BACKWARD_BLOCK)
+            break;
+        for (int r = span->lo; r < span->hi; r++)
+            t->keys[r] += span->len;
+    }
+    for (int r = 0; r < t->rows; r++) {
+        t->weight[r] = t->w->weight + at;
+        t->slope[r] = t->w->slope + at;
+        /* bias_set may run over the end. */
+        at += padded(t->keys[r] * t->width) + VL;
+    }
+    return some;
+}
+
+static void backward_advance(const na_span *span, int width, real **at)
+{
+    for (int r = span->lo; r < span->hi; r++)
+        at[r] += span->len * width;
+}
+
+/* Scores into weight, products of d_out and values into slope. */
+static void backward_score(const backward_tile *t, const na_span *spans, int count)
+{
+    const backward_worker *w = t->w;
+    const backward_state *s = w->run->state;
+    const scoring keys = {.query = w->query,
+                          .key = w->key,
+                          .slot_step = s->line * s->depth,
+                          .key_depth = s->line,
+                          .depth = s->depth,
+                          .half = t->lanes->half,
+                          .room = w->room};
+    scoring values = keys;
+    values.query = w->grad;
+    values.key = w->value;
+    values.slot_step = s->line * s->channels;
+    values.depth = s->channels;
+    real *weight[ROWS_MAX], *slope[ROWS_MAX];
+    memcpy(weight, t->weight, sizeof weight);
+    memcpy(slope, t->slope, sizeof slope);
+    for (const na_span *span = spans; span < spans + count; span++) {
+        const int biased = w->run->bias && span->z >= 0;
+        for (int r = span->lo; biased && r < span->hi; r++)
+            bias_set(na_work_lanes(s->g, &w->work, t->tile, r),
+                     w->run->bias + (w->work.head + r % w->work.heads) * s->entries +
+                         bias_entry(s->g, &w->work, span, r),
+                     span->len, t->width, weight[r]);
+        correlate_span(&keys, span, weight, biased);
+        backward_advance(span, t->width, weight);
+        if (!s->d_slope)
+            continue;
+        na_span all = *span;
+        all.limit = NULL;
+        correlate_span(&values, &all, slope, 0);
+        backward_advance(span, t->width, slope);
+    }
+}
+
+/* Weights and gradients of scores, in place. */
+static void backward_weigh(const backward_tile *t)
+{
+    const reference zero = reference_of(vec_zero());
+    for (int r = 0; r < t->rows; r++) {
+        const int reals = t->keys[r] * t->width;
+        const vec lse = vec_load(t->lse + r * VL), delta = vec_load(t->delta + r * VL);
+        real *p = t->weight[r], *d = t->slope[r];
+        if (!t->w->run->state->d_slope)
+            for (int i = 0; i < reals; i += VL)
+                vec_store(p + i, power(vec_sub(vec_load(p + i), lse), zero));
+        else
+            for (int i = 0; i < reals; i += VL) {
+                const vec weight = power(vec_sub(vec_load(p + i), lse), zero);
+                vec_store(p + i, weight);
+                vec_store(d + i, vec_mul(weight, vec_sub(vec_load(d + i), delta)));
+            }
+    }
+}
+
+/* Adds the gradients of the block's scores to the sums of the bias. */
+static void backward_bias(const backward_tile *t, const na_span *spans, int count)
+{
+    const backward_worker *w = t->w;
+    const backward_state *s = w->run->state;
+    const na_geometry *g = s->g;
+    const int first = w->work.head - (int)w->work.kv_head * g->group;
+    real *slope[ROWS_MAX];
+    memcpy(slope, t->slope, sizeof slope);
+    for (const na_span *span = spans; span < spans + count; span++) {
+        for (int r = span->lo; r < span->hi && span->z >= 0; r++) {
+            const na_lanes *lanes = na_work_lanes(g, &w->work, t->tile, r);
+            const int64_t kind = (first + r % w->work.heads) * (int64_t)s->kinds.count +
+                                 s->kinds.of[lanes - g->lane];
+            const int64_t entry = bias_entry(g, &w->work, span, r) + lanes->bias[0];
+            bias_add(slope[r], span->len * t->width,
+                     w->bias_sum + kind * s->kind_reals + entry * t->width);
+        }
+        backward_advance(span, t->width, slope);
+    }
+}
+
+/* Adds the block's share of the gradient of the tile's queries. */
+static void backward_query(const backward_tile *t, const na_span *spans, int count, int begin,
+                           int end)
+{
+    const backward_worker *w = t->w;
+    const backward_run *run = w->run;
+    const backward_state *s = run->state;
+    real *out[ROWS_MAX];
+    for (int r = 0; r < t->rows && run->direct; r++)
+        out[r] = (real *)backward_row(t, &run->d_query, r);
+    const aggregation a = {.spans = spans,
+                           .count = count,
+                           .lanes = t->lanes->count,
+                           .begin = begin,
+                           .end = end,
+                           .stream = run->stream,
+                           .width = t->width,
+                           .weight_lane = 1,
+                           .weight = t->slope,
+                           .value = w->natural,
+                           .value_step = s->key_step,
+                           .sum = w->partial,
+                           .sum_row = s->key_step,
+                           .sum_lane = t->rows * s->key_step,
+                           .factor = t->scale,
+                           .out = run->direct ? out : NULL,
+                           .out_lane = run->d_query.axis[2] / (int)sizeof(real)};
+    aggregate_spans(&a, t->rows, s->depth);
+    for (int r = 0; r < t->rows && end && !run->direct; r++)
+        unpack_natural(run->d_query.dtype, w->partial + r * s->key_step, t->rows * s->key_step,
+                       t->lanes->count, s->depth, backward_row(t, &run->d_query, r),
+                       run->d_query.axis[2]);
+}
+
+/* Adds the block's share of the gradients of keys (0) or values (1) to the sums. */
+static void backward_scatter(const backward_tile *t, const na_span *spans, int count, int which)
+{
+    const backward_worker *w = t->w;
+    const backward_sink *sink = &w->run->sink[which];
+    real *at[ROWS_MAX];
+    memcpy(at, which ? t->weight : t->slope, sizeof at);
+    for (const na_span *span = spans; span < spans + count; span++) {
+        const scattering a = {.span = span,
+                              .lanes = t->lanes->count,
+                              .width = t->width,
+                              .weight_lane = 1,
+                              .weight = at,
+                              .sum = w->sum[which],
+                              .sum_step = sink->step,
+                              .grad = which ? w->grad_natural : w->query_natural,
+                              .grad_row = VL * sink->step,
+                              .grad_lane = sink->step};
+        if (span->z >= 0 ? sink->out.data : sink->more_out.data)
+            scatter_span(&a, (int)sink->channels);
+        backward_advance(span, t->width, at);
+    }
+}
+
+static void backward_tile_run(backward_worker *w, int tile)
+{
+    const backward_state *s = w->run->state;
+    backward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
+    t.lanes = na_work_lanes(s->g, &w->work, tile, 0);
+    t.width = t.lanes->half ? HALF : VL;
+    const int count =
+        na_spans(s->g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
+    backward_begin(&t);
+    for (int from = 0; from < count;) {
+        const na_span *spans = w->spans + from;
+        const int some = backward_block(&t, spans, count - from);
+        backward_score(&t, spans, some);
+        backward_weigh(&t);
+        if (s->d_bias)
+            backward_bias(&t, spans, some);
+        if (s->d_query)
+            backward_query(&t, spans, some, from == 0, from + some == count);
+        if (s->d_value)
+            backward_scatter(&t, spans, some, 1);
+        if (s->d_key)
+            backward_scatter(&t, spans, some, 0);
+        from += some;
+    }
+}

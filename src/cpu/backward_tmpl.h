@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: MIT
+ * Fused backward: the gradients of every input, weights computed again from the lse. Gradients of
+ * keys and values are summed beside the packed keys while these are in use, and then added to where
+ * they belong; who adds to what is settled by bands.h. Parameters: the texts kernels.c includes
+ * before this one. */
+
+static size_t backward_bytes(int64_t count, size_t size)
+{
+    return count > 0 ? ((size_t)count * size + 127) / 64 * 64 : 0;
+}
+
+/* Lays a worker's memory out from `base`; returns the bytes it takes. */
+static size_t backward_layout(const backward_state *s, backward_worker *w, char *base)
+{
+    const na_geometry *g = s->g;
+    const int64_t tokens = g->slots * g->width, lanes = (int64_t)s->rows * VL;
+    const int deeper = s->depth > s->channels ? s->depth : s->channels;
+    const struct {
+        void *part;
+        int64_t count;
+        size_t size;
+    } parts[] = {
+        {&w->key, g->slots * s->line * s->depth + 2 * VL, sizeof(real)},
+        {&w->value, s->d_slope * (g->slots * s->line * s->channels + 2 * VL), sizeof(real)},
+        {&w->natural, s->d_query * tokens * s->key_step, sizeof(real)},
+        {&w->sum[0], s->d_key * tokens * s->key_step, sizeof(real)},
+        {&w->sum[1], s->d_value * tokens * s->value_step, sizeof(real)},
+        {&w->query, lanes * s->depth, sizeof(real)},
+        {&w->grad, s->d_slope * lanes * s->channels, sizeof(real)},
+        {&w->query_natural, s->d_key * lanes * s->key_step, sizeof(real)},
+        {&w->grad_natural, lanes * s->value_step, sizeof(real)},
+        {&w->weight, s->block_reals, sizeof(real)},
+        {&w->slope, s->d_slope * s->block_reals, sizeof(real)},
+        {&w->partial, s->d_query * lanes * s->key_step, sizeof(real)},
+        {&w->room, (int64_t)deeper * KEYS_MAX * VL, sizeof(real)},
+        {&w->bias_sum, s->d_bias * g->group * s->kinds.count * s->kind_reals, sizeof(real)},
+        {&w->tags, g->additional_slot + 1, sizeof *w->tags},
+        {&w->held, g->additional_slot, sizeof *w->held},
+        {&w->seen, s->bands->cells, 1},
+        {&w->key_rows, g->key_rows, sizeof *w->key_rows},
+        {&w->spans, g->spans, sizeof *w->spans},
+    };
+    size_t at = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        const uintptr_t place = (uintptr_t)base + at;
+        memcpy(parts[i].part, &place, sizeof place);
+        at += backward_bytes(parts[i].count, parts[i].size);
+    }
+    return at;
+}
+
+/* Adds packed tokens to others, or (add 0) sets these. */
+static void add_tokens(const real *from, int64_t from_step, int64_t tokens, int64_t channels,
+                       real *to, int64_t to_step, int add)
+{
+    const int64_t whole = channels / VL * VL;
+    const int rest = (int)(channels - whole);
+    for (int64_t t = 0; t < tokens; t++, from += from_step, to += to_step) {
+        for (int64_t c = 0; c < whole; c += VL) {
+            const vec x = vec_load(from + c);
+            vec_storeu(to + c, add ? vec_add(vec_loadu(to + c), x) : x);
+        }
+        if (rest) {
+            const vec x = vec_load(from + whole);
+            vec_store_part(to + whole, rest, add ? vec_add(vec_load_part(to + whole, rest), x) : x);
+        }
+    }
+}
+
+static void zero_tokens(int64_t tokens, int64_t channels, real *to, int64_t step)
+{
+    for (int64_t t = 0; t < tokens; t++, to += step)
+        memset(to, 0, (size_t)channels * sizeof *to);
+}
+
+/* Where the result of key x is summed up; *step: from key to key. */
+static real *backward_result(const backward_run *run, const backward_sink *sink, int64_t unit,
+                             int64_t z, int64_t y, int64_t x, int64_t *step)
+{
+    const natten_problem *p = run->problem;
+    if (sink->copy) {
+        *step = sink->step;
+        const int64_t row = (unit * p->axis[0].key_extent + z) * p->axis[1].key_extent + y;
+        return sink->copy + (row * p->axis[2].key_extent + x) * sink->step;
+    }
+    *step = sink->out.axis[2] / (int64_t)sizeof(real);
+    return (real *)tensor_at(&sink->out, unit / p->kv_heads, unit % p->kv_heads, z, y, x);
+}
+
+/* Where a band sums up the cell that begins at key x; NULL: it has no part in it. */
+static real *backward_cell(const backward_worker *w, const backward_sink *sink, int64_t z,
+                           int64_t y, int64_t x, int64_t *step)
+{
+    const backward_state *s = w->run->state;
+    const na_bands *bands = s->bands;
+    const int64_t cell = (z * s->g->axis[1].key_extent + y) * bands->row_cells + x / bands->cell;
+    const int place = bands->place ? bands->place[w->band * bands->cells + cell] : -1;
+    if (place == -1)
+        return backward_result(w->run, sink, w->unit, z, y, x, step);
+    *step = sink->step;
+    return place < 0 ? NULL : sink->own + (w->unit * bands->own + place) * bands->cell * sink->step;
+}
+
+/* Takes the sums of a slot's keys [from, to) to their cell. */
+static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int to)
+{
+    const backward_state *s = w->run->state;
+    const na_bands *bands = s->bands;
+    const backward_held *held = &w->held[slot];
+    const int64_t begin = from / bands->cell * bands->cell, extent = s->g->axis[2].key_extent;
+    const int64_t end = begin + bands->cell < extent ? begin + bands->cell : extent;
+    const int64_t row = held->z * s->g->axis[1].key_extent + held->y;
+    unsigned char *seen = &w->seen[row * bands->row_cells + begin / bands->cell];
+    for (int i = 0; i < 2; i++) {
+        const backward_sink *sink = &w->run->sink[i];
+        if (!sink->out.data)
+            continue;
+        int64_t step;
+        real *cell = backward_cell(w, sink, held->z, held->y, begin, &step);
+        if (!*seen) {
+            zero_tokens(from - begin, sink->channels, cell, step);
+            zero_tokens(end - to, sink->channels, cell + (to - begin) * step, step);
+        }
+        const real *sum = w->sum[i] + (slot * s->g->width + from - held->part->first) * sink->step;
+        add_tokens(sum, sink->step, to - from, sink->channels, cell + (from - begin) * step, step,
+                   *seen);
+    }
+    *seen = 1;
+}
+
+/* Takes the sums of a slot away. */
+static void backward_flush(backward_worker *w, int64_t slot)
+{
+    backward_held *held = &w->held[slot];
+    if (!held->dirty)
+        return;
+    held->dirty = 0;
+    const int cell = w->run->state->bands->cell, end = held->part->first + held->part->width;
+    for (int from = held->part->first, to; from < end; from = to) {
+        to = (from / cell + 1) * cell;
+        to = to < end ? to : end;
+        backward_flush_cell(w, slot, from, to);
+    }
+}
+
+/* Packs tokens into a slot. */
+static void backward_pack_slot(const backward_worker *w, int64_t slot, const tensor *key,
+                               const char *keys, int64_t key_token, const char *values,
+                               int64_t value_token, int tokens)
+{
+    const backward_state *s = w->run->state;
+    pack_transposed(key->dtype, keys, key_token, tokens, s->depth, 1,
+                    w->key + slot * s->line * s->depth, s->line);
+    if (s->d_slope)
+        pack_transposed(key->dtype, values, value_token, tokens, s->channels, 1,
+                        w->value + slot * s->line * s->channels, s->line);
+    if (s->d_query)
+        pack_natural(key->dtype, keys, key_token, tokens, s->depth, 1,
+                     w->natural + slot * s->g->width * s->key_step, s->key_step);
+}
+
+/* A na_pack. */
+static void backward_pack(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
+{
+    backward_worker *w = context;
+    const backward_run *run = w->run;
+    const int64_t b = w->work.batch, h = w->work.kv_head;
+    backward_flush(w, slot);
+    backward_pack_slot(w, slot, &run->key, tensor_at(&run->key, b, h, z, y, part->first),
+                       run->key.axis[2], tensor_at(&run->value, b, h, z, y, part->first),
+                       run->value.axis[2], part->width);
+}
+
+static void backward_zero_slot(const backward_worker *w, int64_t slot, int64_t tokens)
+{
+    const backward_state *s = w->run->state;
+    for (int i = 0; i < 2; i++) {
+        const int64_t step = w->run->sink[i].step;
+        if (i ? s->d_value : s->d_key)
+            memset(w->sum[i] + slot * s->g->width * step, 0,
+                   (size_t)(tokens * step) * sizeof(real));
+    }
+}
+
+/* Makes the slots of a task's keys ready to be added to. */
+static void backward_open_slots(backward_worker *w)
+{
+    const na_geometry *g = w->run->state->g;
+    int first, last;
+    na_work_parts(g, &w->work, &first, &last);
+    for (int i = 0; i < w->key_row_count; i++)
+        for (int p = first; p <= last; p++) {
+            const int64_t slot = w->key_rows[i].slot + p % g->ring_part;
+            if (w->held[slot].dirty)
+                continue;
+            backward_zero_slot(w, slot, g->part[p].width);
+            w->held[slot] = (backward_held){1, w->key_rows[i].z, w->key_rows[i].y, &g->part[p]};
+        }
+}
+
+/* Additional tokens are packed when the batch or the head changes; their sums begin with the band.
+ */
+static void backward_open_more(backward_worker *w)
+{
+    const backward_run *run = w->run;
+    const na_geometry *g = run->state->g;
+    const int64_t b = w->unit / g->kv_heads, h = w->unit % g->kv_heads;
+    const int fresh = w->tags[g->additional_slot] != w->unit;
+    w->tags[g->additional_slot] = w->unit;
+    for (int64_t n = 0, slot = g->additional_slot; n < g->additional; n += g->width, slot++) {
+        const int64_t left = g->additional - n;
+        const int tokens = left < g->width ? (int)left : g->width;
+        const tensor *k = &run->more_key, *v = &run->more_value;
+        if (fresh)
+            backward_pack_slot(w, slot, k, tensor_at(k, b, h, 0, 0, 0) + n * k->axis[0], k->axis[0],
+                               tensor_at(v, b, h, 0, 0, 0) + n * v->axis[0], v->axis[0], tokens);
+        backward_zero_slot(w, slot, tokens);
+    }
+}
+
+/* The band is done: what stands beside the packed keys is taken away. */
+static void backward_close(backward_worker *w)
+{
+    const backward_run *run = w->run;
+    const backward_state *s = run->state;
+    const na_geometry *g = s->g;
+    const na_bands *bands = s->bands;
+    const int64_t item = w->unit * bands->count + w->band, extent = g->axis[2].key_extent;
+    for (int64_t slot = 0; slot < g->additional_slot; slot++)
+        backward_flush(w, slot);
+    for (int i = 0; i < 2; i++) {
+        const backward_sink *sink = &run->sink[i];
+        for (int64_t c = 0; c < bands->cells && sink->out.data; c++) {
+            const int64_t row = c / bands->row_cells, x = c % bands->row_cells * bands->cell;
+            const int64_t left = extent - x < bands->cell ? extent - x : bands->cell;
+            int64_t step;
+            real *cell = w->seen[c] ? NULL
+                                    : backward_cell(w, sink, row / g->axis[1].key_extent,
+                                                    row % g->axis[1].key_extent, x, &step);
+            if (cell)
+                zero_tokens(left, sink->channels, cell, step);
+        }
+        if (sink->more_out.data)
+            add_tokens(w->sum[i] + g->additional_slot * g->width * sink->step, sink->step,
+                       g->additional, sink->channels,
+                       sink->more + item * g->additional * sink->step, sink->step, 0);
+    }
+    for (int64_t i = 0; s->d_bias && i < g->group * s->kinds.count; i++) {
+        const int64_t head = i / s->kinds.count, kind = i % s->kinds.count;
+        double *sums = run->d_bias_sums + (item * g->group + head) * s->entries;
+        if (kind == 0)
+            memset(sums, 0, (size_t)s->entries * sizeof *sums);
+        bias_fold(&g->lane[s->kinds.first[kind]], w->bias_sum + i * s->kind_reals, s->entries,
+                  sums);
+    }
+}
+
+static void backward_band(backward_worker *w)
+{
+    const backward_run *run = w->run;
+    const backward_state *s = run->state;
+    const na_geometry *g = s->g;
+    memset(w->seen, 0, (size_t)s->bands->cells);
+    if (s->d_bias)
+        memset(w->bias_sum, 0, (size_t)(g->group * s->kinds.count * s->kind_reals) * sizeof(real));
+    backward_open_more(w);
+    const int64_t end = na_band_task(s->bands, w->unit, w->band + 1);
+    for (int64_t task = na_band_task(s->bands, w->unit, w->band); task < end; task++) {
+        w->work = na_work_at(g, task);
+        w->key_row_count = na_key_rows(g, &w->work, w->key_rows);
+        na_ring_fill(g, &w->work, w->key_rows, w->key_row_count, w->tags, backward_pack, w);
+        backward_open_slots(w);
+        if (g->across)
+            backward_tile_run(w, 0);
+        else
+            for (int i = g->part[w->work.part].tile; i < g->part[w->work.part].end; i++)
+                backward_tile_run(w, i);
+    }
+    backward_close(w);
+}
+
+/* A natten_task. */
+static void backward_work(void *context, int64_t worker)
+{
+    const backward_run *run = context;
+    const backward_state *s = run->state;
+    backward_worker w = {.run = run};
+    backward_layout(s, &w, run->scratch + (size_t)worker * s->worker_bytes);
+    for (int64_t i = 0; i <= s->g->additional_slot; i++)
+        w.tags[i] = -1;
+    memset(w.held, 0, (size_t)s->g->additional_slot * sizeof *w.held);
+    const int64_t items = s->bands->units * s->bands->count;
+    const int64_t end = items * (worker + 1) / run->workers;
+    for (int64_t item = items * worker / run->workers; item < end; item++) {
+        w.unit = item / s->bands->count;
+        w.band = (int32_t)(item % s->bands->count);
+        backward_band(&w);
+    }
+    vec_fence();
+}

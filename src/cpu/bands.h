@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT
+ * How sums over queries (the gradients of keys, values, additional tokens and the bias) are shared
+ * out. The tasks of one batch and key head are a unit; units are cut into bands by sizes alone, so
+ * that sums are taken in one order for any number of workers. Key rows are cut into cells: the
+ * first band that touches a cell adds to the result itself, each later one to a cell of its own,
+ * and these are added in the order of bands when all bands are done. */
+#ifndef NATTEN_CPU_BANDS_H
+#define NATTEN_CPU_BANDS_H
+
+#include "cpu/tiles.h"
+
+typedef struct na_bands {
+    int32_t count; /* bands of a unit */
+    int64_t units;
+    int64_t unit_tasks;
+    int32_t cell;      /* keys of a cell; the last of a row may have fewer */
+    int32_t row_cells; /* cells of a key row */
+    int64_t cells;     /* of a unit */
+    int64_t own;       /* cells that are not of the result, of a unit */
+    int32_t *place;    /* [band][cell]: number of the band's own cell; -1: the result's; -2: none */
+} na_bands;
+
+/* products: query-key pairs times channels of a unit, which its work is measured by. NULL: no
+ * memory. */
+na_bands *na_bands_make(const na_geometry *geometry, int64_t units, int64_t products);
+void na_bands_free(na_bands *bands);
+
+/* The first task of a band; band = count: the end. */
+static inline int64_t na_band_task(const na_bands *bands, int64_t unit, int32_t band)
+{
+    return unit * bands->unit_tasks + bands->unit_tasks * band / bands->count;
+}
+
+#endif

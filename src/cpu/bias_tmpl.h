@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT
+ * The relative position bias and its gradient. Parameters: the texts kernels.c includes before this
+ * one. */
+
+/* Entries of a head's bias; 0: there is none. */
+static int64_t bias_entries(const natten_problem *p)
+{
+    int64_t entries = na_has(p, NATTEN_RPB);
+    for (int a = 0; a < 3; a++)
+        entries *= 2 * p->axis[a].window - 1;
+    return entries;
+}
+
+/* Where entry i of a head's bias is in its tensor. */
+static char *bias_at(const natten_problem *p, const tensor *rpb, int64_t head, int64_t i)
+{
+    const int64_t y = 2 * p->axis[1].window - 1, x = 2 * p->axis[2].window - 1;
+    return tensor_at(rpb, 0, head, i / x / y, i / x % y, i % x);
+}
+
+/* The bias of all heads, times log2(e). */
+static void bias_pack(const natten_problem *p, const tensor *rpb, real *to)
+{
+    const int64_t entries = bias_entries(p);
+    for (int64_t h = 0; h < p->heads; h++)
+        for (int64_t i = 0; i < entries; i++)
+            *to++ = (real)LOG2_E * load_scalar(rpb->dtype, bias_at(p, rpb, h, i));
+}
+
+/* The entry, in a head's bias, of a span's first key and a tile's row, in a lane whose own bias is
+ * 0. */
+static int64_t bias_entry(const na_geometry *g, const na_work *work, const na_span *span, int row)
+{
+    const int32_t key[] = {span->z, span->y}, query[] = {work->z, na_work_query(g, work, row)};
+    int64_t entry = 0;
+    for (int a = 0; a < 2; a++) {
+        const natten_axis *axis = &g->axis[a];
+        const int64_t apart = key[a] + axis->key_origin - query[a] - axis->query_origin;
+        entry = entry * (2 * axis->window - 1) + apart / axis->dilation + axis->window - 1;
+    }
+    entry = entry * (2 * g->axis[2].window - 1) + span->first;
+    return entry - (g->across ? work->block->offset[row / work->heads] : 0);
+}
+
+/* Sets the scores of a span, [key][width lanes], to the bias from its first key's entry on. In half
+ * tiles each store runs into the next key's place, which is written after it. */
+static void bias_set(const na_lanes *lanes, const real *bias, int keys, int width, real *score)
+{
+    const vec_index index = vec_index_load(lanes->bias);
+    for (int k = 0; k < keys; k++, score += width)
+        vec_storeu(score, lanes->uniform ? vec_set1(bias[lanes->bias[0] + k])
+                                         : vec_gather(bias + k, index));
+}
+
+/* The gradient is summed lane by lane, [entry of lane 0][lane], for all lane tiles together whose
+ * lanes lie alike: few kinds, and no lane adds to another's sums. */
+typedef struct bias_kinds {
+    int count;
+    int32_t *of;    /* of each lane tile */
+    int32_t *first; /* the first lane tile of each kind */
+} bias_kinds;
+
+static int bias_alike(const na_lanes *a, const na_lanes *b)
+{
+    if (a->count != b->count)
+        return 0;
+    for (int l = 1; l < a->count; l++)
+        if (a->bias[l] - a->bias[0] != b->bias[l] - b->bias[0])
+            return 0;
+    return 1;
+}
+
+static int bias_find_kinds(bias_kinds *kinds, const na_geometry *g)
+{
+    kinds->of = calloc(2 * (size_t)g->lane_tiles, sizeof *kinds->of);
+    if (!kinds->of)
+        return 0;
+    kinds->first = kinds->of + g->lane_tiles;
+    for (int i = 0; i < g->lane_tiles; i++) {
+        int kind = 0;
+        while (kind < kinds->count && !bias_alike(&g->lane[kinds->first[kind]], &g->lane[i]))
+            kind++;
+        if (kind == kinds->count)
+            kinds->first[kinds->count++] = i;
+        kinds->of[i] = kind;
+    }
+    return 1;
+}
+
+/* Adds gradients of a span's scores, [key][lane], to a kind's sums from the first key's entry of
+ * lane 0 on. `reals` is a multiple of VL, but in half tiles. */
+static void bias_add(const real *gradient, int reals, real *sum)
+{
+    int i = 0;
+    for (; i + VL <= reals; i += VL)
+        vec_storeu(sum + i, vec_add(vec_loadu(sum + i), vec_loadu(gradient + i)));
+    if (HALF && i < reals)
+        vec_store_part(sum + i, HALF,
+                       vec_add(vec_load_part(sum + i, HALF), vec_load_part(gradient + i, HALF)));
+}
+
+/* Adds a kind's sums to a head's gradient. Entries of other lanes than 0 may lie outside: nothing
+ * was added there. */
+static void bias_fold(const na_lanes *lanes, const real *sum, int64_t entries, double *gradient)
+{
+    const int width = lanes->half ? HALF : VL;
+    for (int64_t i = 0; i < entries; i++)
+        for (int l = 0; l < lanes->count; l++) {
+            const int64_t entry = i + lanes->bias[l] - lanes->bias[0];
+            if (entry >= 0 && entry < entries)
+                gradient[entry] += (double)sum[i * width + l];
+        }
+}
