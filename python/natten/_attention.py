@@ -123,6 +123,10 @@ class QK(_Op):
 # fused
 
 
+# The op without the call in between.
+_na = getattr(_ops.na, "_op", _ops.na)
+
+
 def _first(tensor: Optional) -> Optional:
     """Heads-last to heads-first, of tokens."""
     return None if tensor is None else tensor.movedim(-2, 1)
@@ -183,6 +187,28 @@ class Fused(_Op):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.window, ctx.scale = inputs
         _save(ctx, *tensors, *output)
+
+    @staticmethod
+    def fast_forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Optional,
+        additional_keys: Optional,
+        additional_values: Optional,
+        window: Window,
+        scale: float,
+    ) -> Any:
+        tensors = (query, key, value, bias, additional_keys, additional_values)
+        out, lse = _na(*tensors, *window, scale)
+        ctx.save_for_backward(*tensors, out, lse)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*tensors, out, lse)
+        ctx.set_materialize_grads(False)
+        ctx.window = window
+        ctx.scale = scale
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, d_out: Optional, d_lse: Optional) -> Any:
@@ -347,6 +373,25 @@ def fused(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Fused attention of heads-last tensors: (out, lse)."""
+    if not (torch.compiler.is_compiling() or _functorch_active() or _is_tracing()):
+        # The roads of _call for plain calls, which are to cost little.
+        if forward_ad._current_level >= 0 or (
+            torch.is_grad_enabled()
+            and (
+                query.requires_grad
+                or key.requires_grad
+                or value.requires_grad
+                or (bias is not None and bias.requires_grad)
+                or (additional_keys is not None and additional_keys.requires_grad)
+                or (additional_values is not None and additional_values.requires_grad)
+            )
+        ):
+            return Fused.fast.apply(  # type: ignore[no-any-return]
+                query, key, value, bias, additional_keys, additional_values, window, scale
+            )
+        return _na(  # type: ignore[no-any-return]
+            query, key, value, bias, additional_keys, additional_values, *window, scale
+        )
     tensors = (query, key, value, bias, additional_keys, additional_values)
     result: tuple[Tensor, Tensor] = _call(
         Fused, _full_fused, _ops.na, _ops.na_traced, tensors, (window, scale)

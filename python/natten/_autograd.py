@@ -104,6 +104,7 @@ def _finish(cls: Any) -> Any:
         return output
 
     cls.vmap = staticmethod(vmap)
+    forward = getattr(cls, "fast_forward", forward)
     methods = {"forward": forward, "backward": cls.backward, "jvp": cls.jvp}
     cls.fast = type(
         f"{cls.__name__}Fast", (Function,), {k: staticmethod(v) for k, v in methods.items()}

@@ -121,7 +121,10 @@ class Call:
                 call.outputs |= 1 << role
         for role in range(_lib.ROLES):
             call.tensor[role].dims = -1
+        self._addresses: dict[int, int] = {}
         for role, view in zip(op.inputs, tensors, strict=True):
+            if view is not None and view.data:
+                self._addresses[role] = view.data
             if view is not None:
                 _fill(call.tensor[role], view)
         self._check(_lib.library.natten_call_bind(call))
@@ -175,11 +178,15 @@ class Call:
     def run(
         self, addresses: dict[int, int], threads: int = 0, workspace: int = 0, stream: int = 0
     ) -> None:
-        """Computes into the outputs at these addresses, by role."""
-        for role, address in addresses.items():
-            self.struct.tensor[role].data = address
+        """Computes. Addresses are by role; inputs that have none are where their views said. A call
+        may be run again and again, and in several threads at once."""
         run = _lib.Run(threads=threads, workspace=workspace or None, stream=stream or None)
-        self._check(_lib.library.natten_call_run(self.struct, run))
+        data = run.data
+        for role, address in self._addresses.items():
+            data[role] = address
+        for role, address in addresses.items():
+            data[role] = address
+        self._check(_lib.library.natten_compute(self.struct.problem, run), planned=True)
 
     def _check(self, status: int, planned: bool = False) -> None:
         if status:

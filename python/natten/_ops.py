@@ -10,6 +10,7 @@ derivative: what torch.compile, torch.export and torch.jit.trace are to see.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -57,24 +58,32 @@ def _schema(op: Op, name: str) -> str:
     return f"{name}({tensors}, {numbers}) -> {results}"
 
 
-def _view(tensor: Tensor | None) -> View | None:
-    if tensor is None:
-        return None
-    device = tensor.device
-    return View(
-        0 if device.type == "meta" else tensor.data_ptr(),
-        tensor.shape,
-        tensor.stride(),
-        _DTYPES.get(tensor.dtype, -1),
-        _DEVICES.get(device.type, -1),
-        device.index or 0,
-    )
+_Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+
+
+@functools.lru_cache(maxsize=256)
+def _bound(
+    op: Op, keys: tuple[_Key | None, ...], window: Window, scale: float, wanted: int
+) -> tuple[Call, list[tuple[tuple[int, ...], torch.dtype] | None]]:
+    """A checked call, and shapes and dtypes of its outputs, for tensors like these."""
+    views: list[View | None] = []
+    for key in keys:
+        if key is None:
+            views.append(None)
+            continue
+        shape, strides, dtype, device = key
+        place = _DEVICES.get(device.type, -1), device.index or 0
+        views.append(View(0, shape, strides, _DTYPES.get(dtype, -1), *place))
+    call = Call(op, views, window, scale, wanted)
+    outputs = [
+        (call.shape(role), _TORCH_DTYPES[call.dtype(role)]) if call.wants(role) else None
+        for role in op.outputs
+    ]
+    return call, outputs
 
 
 def _window(lists: Any) -> Window:
-    kernel_size, stride, dilation, is_causal, block = (
-        tuple(map(int, numbers)) for numbers in lists
-    )
+    kernel_size, stride, dilation, is_causal, block = map(tuple, lists)
     return kernel_size, stride, dilation, is_causal, block
 
 
@@ -86,29 +95,30 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
         for i, (role, tensor) in enumerate(zip(op.inputs, tensors, strict=True)):
             if tensor is not None and _call.must_copy(role, tensor.shape, tensor.stride()):
                 tensors[i] = tensor.contiguous()
-        window = _window(arguments[count : count + 5])
-        scale = arguments[count + 5]
+        keys = tuple(
+            [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+        )
         wanted = arguments[count + 6] if op.chooses else 0
-        call = Call(op, [_view(tensor) for tensor in tensors], window, scale, wanted)
+        numbers = arguments[count : count + 5]
+        call, shapes = _bound(op, keys, _window(numbers), arguments[count + 5], wanted)
         like = tensors[0]
         assert like is not None
         outputs = [
-            like.new_empty(call.shape(role), dtype=_TORCH_DTYPES[call.dtype(role)])
-            if call.wants(role)
-            else like.new_empty(0)
-            for role in op.outputs
+            like.new_empty(0) if shape is None else like.new_empty(shape[0], dtype=shape[1])
+            for shape in shapes
         ]
         addresses = {
-            role: output.data_ptr()
-            for role, output in zip(op.outputs, outputs, strict=True)
-            if call.wants(role)
+            role: t.data_ptr() for role, t in zip(op.inputs, tensors, strict=True) if t is not None
         }
+        for role, output, shape in zip(op.outputs, outputs, shapes, strict=True):
+            if shape is not None:
+                addresses[role] = output.data_ptr()
         if like.is_cuda:
             workspace = like.new_empty(call.plan(), dtype=torch.uint8)
             stream = torch.cuda.current_stream(like.device).cuda_stream
-            call.run(addresses, workspace=workspace.data_ptr(), stream=stream)
+            call.run(addresses, 0, workspace.data_ptr(), stream)
         else:
-            call.run(addresses, threads=torch.get_num_threads())
+            call.run(addresses, torch.get_num_threads())
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     return kernel

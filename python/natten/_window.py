@@ -79,6 +79,14 @@ def window(
     key_extents: Sequence[int] = (),
 ) -> Window:
     """All of them."""
+    if (
+        type(kernel_size) is int
+        and type(dilation) is int
+        and type(stride) is int
+        and is_causal is False
+        and query_origin is key_origin is global_extent is None
+    ):
+        return (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (0,) * rank, ()
     block: tuple[int, ...] = ()
     if query_origin is not None or key_origin is not None or global_extent is not None:
         block = (

@@ -11,6 +11,7 @@ The positional order of arguments is that of NATTEN 0.17; everything newer is ke
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -36,6 +37,8 @@ __all__ = [
 
 Optional = Tensor | None
 
+_autocast_active = torch._C._is_any_autocast_enabled
+
 # Settings of other implementations' kernels, which callers of NATTEN 0.20 and later pass. They do
 # not change results; this library chooses for itself.
 _KNOBS = frozenset(
@@ -56,6 +59,18 @@ _KNOBS = frozenset(
 )
 
 
+# Arguments that are tensors, and whether they may be None.
+_TENSORS = {
+    "query": False,
+    "key": False,
+    "value": False,
+    "attn": False,
+    "rpb": True,
+    "additional_keys": True,
+    "additional_values": True,
+}
+
+
 def _check_knobs(function: str, knobs: dict[str, Any], is_causal: Any) -> Any:
     """Drops the settings above, and reads the guide's spelling of is_causal."""
     if "is_casual" in knobs:
@@ -67,10 +82,14 @@ def _check_knobs(function: str, knobs: dict[str, Any], is_causal: Any) -> Any:
     return is_causal
 
 
-def _check_tensors(**tensors: Any) -> None:
-    for name, tensor in tensors.items():
+def _check_tensors(arguments: dict[str, Any]) -> None:
+    """What is wrong with these arguments, as far as torch itself could not say it well."""
+    for name, optional in _TENSORS.items():
+        if name not in arguments:
+            continue
+        tensor = arguments[name]
         if not isinstance(tensor, Tensor):
-            if tensor is None and name in ("rpb", "additional_keys", "additional_values"):
+            if tensor is None and optional:
                 continue
             raise _errors.NattenTypeError(
                 f"{name} must be a tensor, got {type(tensor).__name__}. (The positional order is "
@@ -81,13 +100,6 @@ def _check_tensors(**tensors: Any) -> None:
             raise NotImplementedError(
                 f"{name} is a {kind} tensor, which this function does not take."
             )
-
-
-def _check_dims(name: str, tensor: Tensor, rank: int) -> None:
-    if tensor.dim() != rank + 3:
-        raise _errors.NattenError(
-            f"{name} must have {rank + 3} dimensions for a map of rank {rank}, got {tensor.dim()}."
-        )
 
 
 def _autocast(*tensors: Optional) -> tuple[Any, ...]:
@@ -109,22 +121,30 @@ _R = TypeVar("_R")
 
 
 def _public(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """What is around every function here: tensor subclasses go first, and torch's exceptions that
-    hold the library's text become ours."""
+    """What is around every function here: tensor subclasses go first, and what goes wrong is
+    explained. Checks that would only lead to other words are made when something went wrong."""
+    parameters = inspect.signature(function)
+
+    def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
+        status = _lib.library.natten_torch_failure()
+        if status:
+            return _errors.from_status(status, str(error))
+        if not isinstance(error, _errors.NattenError):
+            _check_tensors(parameters.bind(*args, **kwargs).arguments)
+        return error
 
     @functools.wraps(function)
     def public(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        relevant = (*args, *kwargs.values()) if kwargs else args
-        if has_torch_function(relevant):
+        if has_torch_function(args) or (kwargs and has_torch_function(tuple(kwargs.values()))):
+            relevant = (*args, *kwargs.values())
             result: _R = handle_torch_function(public, relevant, *args, **kwargs)
             return result
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
-        except RuntimeError as error:
-            status = _lib.library.natten_torch_failure()
-            raise _errors.from_status(status, str(error)) if status else error from None
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise explained(error, args, kwargs) from None
 
     return public
 
@@ -158,16 +178,7 @@ def _fused(
 ) -> Any:
     if knobs:
         is_causal = _check_knobs(f"na{rank}d", knobs, is_causal)
-    _check_tensors(
-        query=query,
-        key=key,
-        value=value,
-        rpb=rpb,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-    )
-    _check_dims("query", query, rank)
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling() or _autocast_active():
         query, key, value, rpb, additional_keys, additional_values = _autocast(
             query, key, value, rpb, additional_keys, additional_values
         )
@@ -196,9 +207,7 @@ def _qk(
 ) -> Tensor:
     if knobs:
         is_causal = _check_knobs(f"na{rank}d_qk", knobs, is_causal)
-    _check_tensors(query=query, key=key, rpb=rpb, additional_keys=additional_keys)
-    _check_dims("query", query, rank)
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling() or _autocast_active():
         query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
@@ -222,9 +231,7 @@ def _av(
 ) -> Tensor:
     if knobs:
         is_causal = _check_knobs(f"na{rank}d_av", knobs, is_causal)
-    _check_tensors(attn=attn, value=value, additional_values=additional_values)
-    _check_dims("attn", attn, rank)
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling() or _autocast_active():
         attn, value, additional_values = _autocast(attn, value, additional_values)
     if attn.dtype != value.dtype and attn.is_floating_point() and value.is_floating_point():
         attn = attn.to(value.dtype)
