@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import natten.functional as F
 
