@@ -8,20 +8,25 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
                                        const correlation *a, int from)
 {
     V sum[ROWS_MAX][KEYS_MAX];
+    real *score[ROWS_MAX], *const tops = a->top;
     const real *query = a->query, *key = a->key + from * a->key_step;
     const int64_t key_step = a->key_step, query_step = a->query_step;
     W(index) start = W(index_load)(a->start);
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        score[r] = a->score[r] + from * WIDTH;
         UNROLL
-    for (int c = 0; c < keys; c++)
-        sum[r][c] = W(zero)();
-    if (__builtin_expect(a->add, 0))
+        for (int c = 0; c < keys; c++)
+            sum[r][c] = W(zero)();
+    }
+    if (__builtin_expect(a->add, 0)) {
         UNROLL
-    for (int r = 0; r < rows; r++)
-        UNROLL
-    for (int c = 0; c < keys; c++)
-        sum[r][c] = W(load)(a->score[r] + (from + c) * WIDTH);
+        for (int r = 0; r < rows; r++) {
+            UNROLL
+            for (int c = 0; c < keys; c++)
+                sum[r][c] = W(load)(score[r] + c * WIDTH);
+        }
+    }
     for (int d = 0; d < a->depth; d++, query += VL, key += a->key_depth) {
         V q[ROWS_MAX];
         UNROLL
@@ -42,27 +47,30 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
                 sum[r][c] = W(fma)(q[r], k, sum[r][c]);
         }
     }
-    if (__builtin_expect(a->limit != NULL, 0))
+    if (__builtin_expect(a->limit != NULL, 0)) {
         UNROLL
-    for (int r = 0; r < rows; r++) {
-        W(index) limit = W(index_load)(a->limit + r * a->limit_step);
-        UNROLL
-        for (int c = 0; c < keys; c++)
-            sum[r][c] = W(keep)(sum[r][c], a->first + from + c, limit, (real)-INFINITY);
+        for (int r = 0; r < rows; r++) {
+            W(index) limit = W(index_load)(a->limit + r * a->limit_step);
+            UNROLL
+            for (int c = 0; c < keys; c++)
+                sum[r][c] = W(keep)(sum[r][c], a->first + from + c, limit, (real)-INFINITY);
+        }
     }
     UNROLL
-    for (int r = 0; r < rows; r++)
-        UNROLL
-    for (int c = 0; c < keys; c++)
-        W(store)(a->score[r] + (from + c) * WIDTH, sum[r][c]);
-    if (a->top)
-        UNROLL
     for (int r = 0; r < rows; r++) {
-        V top = W(load)(a->top + r * VL);
         UNROLL
         for (int c = 0; c < keys; c++)
-            top = W(max)(sum[r][c], top);
-        W(store)(a->top + r * VL, top);
+            W(store)(score[r] + c * WIDTH, sum[r][c]);
+    }
+    if (tops) {
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            V top = W(load)(tops + r * VL);
+            UNROLL
+            for (int c = 0; c < keys; c++)
+                top = W(max)(sum[r][c], top);
+            W(store)(tops + r * VL, top);
+        }
     }
 }
 

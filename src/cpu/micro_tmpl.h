@@ -17,10 +17,12 @@ static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 8, 8, 6, 5, 4};
     X(1, 2)                                                                                        \
     X(1, 3)                                                                                        \
     X(1, 4)                                                                                        \
-    X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7)        \
-        X(2, 8) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) X(4, 1) X(4, 2)    \
-            X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1)        \
-                X(6, 2) X(6, 3) X(6, 4)
+    X(1, 5)                                                                                        \
+    X(1, 6)                                                                                        \
+    X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(3, 1)        \
+        X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) X(4, 1) X(4, 2) X(4, 3) X(4, 4)    \
+            X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3)        \
+                X(6, 4)
 #define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #else
 enum { ROWS_MAX = 4, KEYS_MAX = 8, AGGREGATE_ROWS = 3, SCATTER_ROWS = 3 };
@@ -30,8 +32,10 @@ static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 5, 3, 2};
     X(1, 2)                                                                                        \
     X(1, 3)                                                                                        \
     X(1, 4)                                                                                        \
-    X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2)        \
-        X(3, 3) X(4, 1) X(4, 2)
+    X(1, 5)                                                                                        \
+    X(1, 6)                                                                                        \
+    X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1)        \
+        X(4, 2)
 #define ROW_COUNTS(X) X(1) X(2) X(3)
 #endif
 
@@ -146,12 +150,21 @@ static void correlate_span(const scoring *t, const na_span *span, real *const *s
     }
 }
 
+/* A span as aggregate functions want it: made by aggregate_spans. */
+typedef struct aggregate_run {
+    int64_t value;  /* where the first key's value is, for a lane of start 0 */
+    int64_t step;   /* from key to key */
+    int64_t length; /* keys times the width of their weights */
+    const int32_t *start, *limit;
+    int first;
+    int rows; /* of the call that see it: 8 * first + end, 0: none */
+} aggregate_run;
+
 /* One call of an aggregate function: `rows` tile rows from `row` on, `vectors` vectors of channels.
  */
 typedef struct aggregation {
     const na_span *spans;
     int count;
-    int row;             /* the call's first tile row */
     int lanes;           /* that are queries */
     int begin, end;      /* begin: sums start from 0, else from `sum`;
                             end: sums are multiplied by factor, and go to `out` if there is one */
@@ -166,15 +179,16 @@ typedef struct aggregation {
     const real *factor; /* [row of the call][VL] */
     real *const *out;   /* of each row of the call: lane 0; NULL: into sum */
     int64_t out_lane;
+    const aggregate_run *runs; /* made by aggregate_spans, for the rows of one call */
+    int run_count;
 } aggregation;
 
 /* Adds a run of keys to the sums of rows [lo, hi). */
-static ALWAYS_INLINE void aggregate_run(const int lo, const int hi, const int vectors,
-                                        vec sum[][CHANNELS_MAX], const real *weight[],
-                                        const real *value, int64_t step, int64_t width, int keys)
+static ALWAYS_INLINE void add_run(const int lo, const int hi, const int vectors,
+                                  vec sum[][CHANNELS_MAX], const real *weight[], const real *value,
+                                  int64_t step, int64_t width, int64_t length)
 {
-    const int64_t end = keys * width;
-    for (int64_t k = 0; k < end; k += width, value += step) {
+    for (int64_t k = 0; k < length; k += width, value += step) {
         vec p[ROWS_MAX];
         UNROLL
         for (int r = lo; r < hi; r++)
@@ -189,18 +203,20 @@ static ALWAYS_INLINE void aggregate_run(const int lo, const int hi, const int ve
     }
     UNROLL
     for (int r = lo; r < hi; r++)
-        weight[r] += end;
+        weight[r] += length;
 }
 
-#define AGGREGATE_RUN(lo, hi)                                                                      \
+#define ADD_RUN(lo, hi)                                                                            \
     case lo * 8 + hi:                                                                              \
         if (hi <= rows)                                                                            \
-            aggregate_run(lo, hi, vectors, sum, weight, value, step, width, keys);                 \
+            add_run(lo, hi, vectors, sum, weight, value, run->step, width, length);                \
         break;
 
 static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const aggregation *a)
 {
-    const int64_t width = a->width;
+    const int64_t width = a->width, value_step = a->value_step;
+    const aggregate_run *const runs = a->runs, *const end = runs + a->run_count;
+    const real *const values = a->value;
     for (int l = 0; l < a->lanes; l++) {
         vec sum[ROWS_MAX][CHANNELS_MAX];
         const real *weight[ROWS_MAX];
@@ -212,47 +228,43 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
             for (int i = 0; i < vectors; i++)
                 sum[r][i] = a->begin ? vec_zero() : vec_load(partial + r * a->sum_row + i * VL);
         }
-        for (const na_span *s = a->spans; s < a->spans + a->count; s++) {
-            const int lo = s->lo < a->row ? 0 : s->lo - a->row;
-            const int hi = s->hi - a->row < rows ? s->hi - a->row : rows;
-            const int64_t step = s->step * a->value_step;
-            const real *value = a->value + (s->token + s->start[l]) * a->value_step;
-            int keys = s->len, skip = 0;
-            if (__builtin_expect(s->limit != NULL, 0)) {
-                /* Windows end later from row to row: the last row's end is everyone's. */
-                int seen = s->limit[(s->hi - 1) * s->limit_step + l] - s->first;
-                keys = seen < 0 ? 0 : seen < keys ? seen : keys;
-                skip = s->len - keys;
+        for (const aggregate_run *run = runs; run < end; run++) {
+            const real *value = values + run->value + run->start[l] * value_step;
+            int64_t length = run->length;
+            if (__builtin_expect(run->limit != NULL, 0)) {
+                const int64_t seen = (run->limit[l] - run->first) * width;
+                length = seen < 0 ? 0 : seen < length ? seen : length;
             }
-            switch (lo * 8 + hi) {
-                AGGREGATE_RUN(0, 1)
-                AGGREGATE_RUN(0, 2)
-                AGGREGATE_RUN(1, 2)
-                AGGREGATE_RUN(0, 3)
-                AGGREGATE_RUN(1, 3)
-                AGGREGATE_RUN(2, 3)
+            switch (run->rows) {
+                ADD_RUN(0, 1)
+                ADD_RUN(0, 2)
+                ADD_RUN(1, 2)
+                ADD_RUN(0, 3)
+                ADD_RUN(1, 3)
+                ADD_RUN(2, 3)
 #if REGISTERS >= 32
-                AGGREGATE_RUN(0, 4)
-                AGGREGATE_RUN(1, 4)
-                AGGREGATE_RUN(2, 4)
-                AGGREGATE_RUN(3, 4)
-                AGGREGATE_RUN(0, 5)
-                AGGREGATE_RUN(1, 5)
-                AGGREGATE_RUN(2, 5)
-                AGGREGATE_RUN(3, 5)
-                AGGREGATE_RUN(4, 5)
-                AGGREGATE_RUN(0, 6)
-                AGGREGATE_RUN(1, 6)
-                AGGREGATE_RUN(2, 6)
-                AGGREGATE_RUN(3, 6)
-                AGGREGATE_RUN(4, 6)
-                AGGREGATE_RUN(5, 6)
+                ADD_RUN(0, 4)
+                ADD_RUN(1, 4)
+                ADD_RUN(2, 4)
+                ADD_RUN(3, 4)
+                ADD_RUN(0, 5)
+                ADD_RUN(1, 5)
+                ADD_RUN(2, 5)
+                ADD_RUN(3, 5)
+                ADD_RUN(4, 5)
+                ADD_RUN(0, 6)
+                ADD_RUN(1, 6)
+                ADD_RUN(2, 6)
+                ADD_RUN(3, 6)
+                ADD_RUN(4, 6)
+                ADD_RUN(5, 6)
 #endif
             }
-            if (__builtin_expect(skip, 0))
+            if (__builtin_expect(length != run->length, 0)) {
                 UNROLL
-            for (int r = 0; r < rows; r++)
-                weight[r] += r >= lo && r < hi ? skip * width : 0;
+                for (int r = 0; r < rows; r++)
+                    weight[r] += r >= run->rows / 8 && r < run->rows % 8 ? run->length - length : 0;
+            }
         }
         UNROLL
         for (int r = 0; r < rows; r++) {
@@ -350,29 +362,72 @@ static void (*const scatter_table[][CHANNELS_MAX + 1])(const scattering *) = {{0
 #undef ROWS
 };
 
+enum { AGGREGATE_RUNS = 128 };
+
+/* The spans that rows [row, row + count) see. */
+static void make_runs(const aggregation *a, const na_span *spans, int span_count, int row,
+                      int count, aggregate_run *runs)
+{
+    for (int i = 0; i < span_count; i++) {
+        const na_span *s = &spans[i];
+        const int lo = s->lo < row ? 0 : s->lo - row;
+        const int hi = s->hi - row < count ? s->hi - row : count;
+        /* Windows end later from row to row: the last row's end is everyone's. */
+        runs[i] = (aggregate_run){.value = s->token * a->value_step,
+                                  .step = s->step * a->value_step,
+                                  .length = s->len * a->width,
+                                  .start = s->start,
+                                  .limit = s->limit ? s->limit + (s->hi - 1) * s->limit_step : NULL,
+                                  .first = s->first,
+                                  .rows = lo < hi ? 8 * lo + hi : 0};
+    }
+}
+
+/* A call for rows [row, row + count) and each few vectors of channels. */
+static void aggregate_rows(aggregation a, int row, int count, int vectors)
+{
+    for (int i = 0; i < vectors; i += CHANNELS_MAX) {
+        const int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
+        real *out[ROWS_MAX];
+        aggregation b = a;
+        b.weight = a.weight + row;
+        b.value = a.value + i * VL;
+        b.sum = a.sum + row * a.sum_row + i * VL;
+        b.factor = a.factor + row * VL;
+        if (a.out) {
+            for (int r = 0; r < count; r++)
+                out[r] = a.out[row + r] + i * VL;
+            b.out = out;
+        }
+        aggregate_table[count][some](&b);
+    }
+}
+
 /* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
  * the number of channels, whose vectors may reach beyond it in value, sum and (if full) out. */
-static void aggregate_spans(const aggregation *a, int rows, int depth)
+static void aggregate_spans(const aggregation *all, int rows, int depth)
 {
-    const int vectors = (depth + VL - 1) / VL;
-    for (int row = 0; row < rows; row += AGGREGATE_ROWS) {
-        int count = rows - row < AGGREGATE_ROWS ? rows - row : AGGREGATE_ROWS;
-        for (int i = 0; i < vectors; i += CHANNELS_MAX) {
-            int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
-            real *out[ROWS_MAX];
-            aggregation b = *a;
-            b.row = row;
-            b.weight = a->weight + row;
-            b.value = a->value + i * VL;
-            b.sum = a->sum + row * a->sum_row + i * VL;
-            b.factor = a->factor + row * VL;
-            if (a->out) {
-                for (int r = 0; r < count; r++)
-                    out[r] = a->out[row + r] + i * VL;
-                b.out = out;
-            }
-            aggregate_table[count][some](&b);
+    real *weight[ROWS_MAX];
+    for (int r = 0; r < rows; r++)
+        weight[r] = all->weight[r];
+    for (int from = 0; from == 0 || from < all->count; from += AGGREGATE_RUNS) {
+        const na_span *spans = all->spans + from;
+        const int left = all->count - from;
+        aggregate_run runs[AGGREGATE_RUNS];
+        aggregation a = *all;
+        a.runs = runs;
+        a.run_count = left < AGGREGATE_RUNS ? left : AGGREGATE_RUNS;
+        a.begin = all->begin && from == 0;
+        a.end = all->end && a.run_count == left;
+        a.weight = weight;
+        for (int row = 0; row < rows; row += AGGREGATE_ROWS) {
+            const int count = rows - row < AGGREGATE_ROWS ? rows - row : AGGREGATE_ROWS;
+            make_runs(&a, spans, a.run_count, row, count, runs);
+            aggregate_rows(a, row, count, (depth + VL - 1) / VL);
         }
+        for (int i = 0; i < a.run_count; i++)
+            for (int r = spans[i].lo; r < spans[i].hi; r++)
+                weight[r] += spans[i].len * a.width;
     }
 }
 

@@ -114,7 +114,7 @@ static real load_scalar(int dtype, const void *p)
 
 /* A square of at most VL tokens and exactly VL channels, or at most (part). */
 static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64_t token,
-                                      int tokens, int channels, vec factor, real *to,
+                                      int tokens, int channels, real factor, real *to,
                                       int64_t channel)
 {
     vec r[VL];
@@ -129,9 +129,11 @@ static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64
                    : channels == VL ? load_stored(dtype, source + i * token)
                                     : load_stored_part(dtype, source + i * token, channels);
     }
-    UNROLL
-    for (int i = 0; i < VL; i++)
-        r[i] = vec_mul(r[i], factor);
+    if (factor != 1) {
+        UNROLL
+        for (int i = 0; i < VL; i++)
+            r[i] = vec_mul(r[i], vec_set1(factor));
+    }
     vec_transpose(r);
     UNROLL
     for (int i = 0; i < VL; i++)
@@ -144,15 +146,14 @@ static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64
 static void pack_transposed(int dtype, const char *source, int64_t token, int tokens, int channels,
                             real factor, real *to, int64_t channel)
 {
-    const vec f = vec_set1(factor);
     for (int t = 0; t < tokens; t += VL, source += VL * token, to += VL)
         for (int c = 0; c < channels; c += VL) {
             const int some = tokens - t < VL ? tokens - t : VL;
             const int few = channels - c < VL ? channels - c : VL;
 #define ONE(type)                                                                                  \
     if (dtype == type)                                                                             \
-        pack_square(type, source + c * stored_size(type), token, some, few, f, to + c * channel,   \
-                    channel);
+        pack_square(type, source + c * stored_size(type), token, some, few, factor,                \
+                    to + c * channel, channel);
             STORED(ONE)
 #undef ONE
         }
