@@ -10,9 +10,10 @@
 #include "cuda/jit.h"
 #include "cuda/launch.h"
 
-enum { WARP = 32, MOST_BLOCKS = 1 << 30, MOST_LAUNCHES = 3 };
+enum { WARP = 32, MOST_BLOCKS = 1 << 30, BLOCKS_OF_A_PROCESSOR = 16, MOST_LAUNCHES = 3 };
 
 typedef struct state {
+    const na_device *device;
     na_launch launch[MOST_LAUNCHES];
     int launches;
     na_reference arguments; /* but for the addresses */
@@ -34,16 +35,25 @@ static int64_t count(const natten_problem *p, int64_t heads, int64_t a, int64_t 
     return p->batch * heads * a * b * c;
 }
 
-/* Adds a launch for so many tasks; `share` of them go into a block. */
-static natten_status add(state *s, const na_special *special, const char *name, int64_t tasks,
-                         int share)
+/* Adds a launch for so many tasks, a warp each. */
+static natten_status add(state *s, const na_special *special, const char *name, int64_t tasks)
 {
     na_launch *launch = &s->launch[s->launches++];
-    int64_t blocks = (tasks + share - 1) / share;
+    int64_t blocks = (tasks + NA_REFERENCE_WARPS - 1) / NA_REFERENCE_WARPS;
     launch->blocks = blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS;
     launch->threads = NA_REFERENCE_WARPS * WARP;
-    launch->shared_bytes = share == 1 ? launch->threads * (int)sizeof(double) : 0;
     return na_jit_function(special, name, &launch->function);
+}
+
+/* A block for each entry of the bias, as many as can work at a time. */
+static natten_status add_bias(state *s, const na_special *special, int64_t entries)
+{
+    natten_status status = add(s, special, "na_reference_bias", entries);
+    na_launch *launch = &s->launch[s->launches - 1];
+    int64_t most = (int64_t)s->device->multiprocessors * BLOCKS_OF_A_PROCESSOR;
+    launch->blocks = entries < most ? entries : most;
+    launch->shared_bytes = launch->threads * (int)sizeof(double);
+    return status;
 }
 
 static natten_status add_all(const natten_plan *plan, state *s, const na_special *special)
@@ -60,14 +70,14 @@ static natten_status add_all(const natten_plan *plan, state *s, const na_special
         p->op == NATTEN_QK || (p->op == NATTEN_AV_BACKWARD && na_has(p, NATTEN_D_ATTN));
     natten_status status = NATTEN_OK;
     if (gives_out || na_has(p, NATTEN_D_QUERY))
-        status = add(s, special, "na_reference_query", queries, NA_REFERENCE_WARPS);
+        status = add(s, special, "na_reference_query", queries);
     if (status == NATTEN_OK && gives_slots)
-        status = add(s, special, "na_reference_slots", queries, NA_REFERENCE_WARPS);
+        status = add(s, special, "na_reference_slots", queries);
     if (status == NATTEN_OK && (wants(plan, NATTEN_D_KEY, NATTEN_D_VALUE) ||
                                 wants(plan, NATTEN_D_ADDITIONAL_KEY, NATTEN_D_ADDITIONAL_VALUE)))
-        status = add(s, special, "na_reference_key", keys, NA_REFERENCE_WARPS);
+        status = add(s, special, "na_reference_key", keys);
     if (status == NATTEN_OK && na_has(p, NATTEN_D_RPB))
-        status = add(s, special, "na_reference_bias", biases, 1);
+        status = add_bias(s, special, biases);
     return status;
 }
 
@@ -108,6 +118,7 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
     state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    s->device = device;
     s->arguments.problem = plan->problem;
     for (int i = 0; i < 3; i++)
         s->arguments.axis[i] = na_axis_of(&plan->problem.axis[i]);
