@@ -89,12 +89,22 @@ def unit_tests(folder: str, only: str = "") -> list[str]:
     return shell(f"ctest --test-dir {folder} --verbose --output-on-failure {only}")
 
 
+def device_texts() -> list[str]:
+    """Every kernel for every architecture, by the NVRTC among our own requirements."""
+    found = sorted(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*"))
+    archs = "sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_103 sm_120 sm_121"
+    path = found[0] if found else ""
+    return shell(f"NATTEN_NVRTC={path} build/release/tests/cuda_compile {archs}")
+
+
 def c_steps() -> list[Step]:
     check = "build/release/tests/check"
     asan = "build/asan/tests/check"
     return [
         Step("build", cmake("build/release"), quick=True),
-        Step("unit tests", unit_tests("build/release"), quick=True),
+        Step("unit tests", unit_tests("build/release", "-LE host"), quick=True),
+        Step("device texts on the host", unit_tests("build/release", "-L host")),
+        Step("device texts by NVRTC", device_texts()),
         Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
         Step("check full", [check, f"{PROBLEMS}/full.txt"]),
         Step("check random", [check, "--random", "150"]),
