@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""torch.compile, export and tracing, with gradients; function transforms inside compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import natten
+import natten.functional as F
+from natten import NeighborhoodAttention2D, _ops
+
+pytestmark = pytest.mark.slow
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """No compiled code of another test."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function: Callable[..., Any], backend: str = "aot_eager", **options: Any) -> Any:
+    return torch.compile(function, fullgraph=True, backend=backend, **options)
+
+
+def inputs(grad: bool = False) -> list[Tensor]:
+    shapes = [(2, 5, 4, 2, 3), (2, 5, 4, 1, 3), (2, 5, 4, 1, 2), (2, 5, 5), (2, 2, 1, 3)]
+    shapes.append((2, 2, 1, 2))
+    return [torch.randn(s, dtype=torch.float64, requires_grad=grad) for s in shapes]
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor, ak: Tensor, av: Tensor) -> Any:
+    return F.na2d(q, k, v, 3, 1, (False, True), rpb, 0.7, ak, av, return_lse=True)
+
+
+def unfused(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor, ak: Tensor, av: Tensor) -> Any:
+    q, k, v, ak, av = (t.movedim(-2, 1) for t in (q, k, v, ak, av))
+    attn = F.na2d_qk(q, k, 3, 1, ak, (False, True), rpb).softmax(-1)
+    return (F.na2d_av(attn, v, 3, 1, av, (False, True)),)
+
+
+def loss(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    def total(*args: Tensor) -> Tensor:
+        return torch.stack([out.square().sum() for out in function(*args)]).sum()
+
+    return total
+
+
+def assert_same(ours: Any, true: Any) -> None:
+    for mine, other in zip(ours, true, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+BOTH = pytest.mark.parametrize("function", (fused, unfused))
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ("aot_eager", "inductor"))
+def test_compiled_gradients(function: Callable[..., Any], backend: str) -> None:
+    args = inputs(True)
+    assert_same(compiled(function, backend)(*args), function(*args))
+    total = loss(function)
+    wanted = torch.autograd.grad(total(*args), args)
+    assert_same(torch.autograd.grad(compiled(total, backend)(*args), args), wanted)
+
+
+@BOTH
+def test_transforms_inside_compiled_code(function: Callable[..., Any]) -> None:
+    args = inputs()
+    tangents = tuple(torch.randn_like(a) for a in args)
+    total = loss(function)
+
+    def forward(*a: Tensor) -> Any:
+        return torch.func.jvp(total, a, tangents)
+
+    def gradient(*a: Tensor) -> Any:
+        return torch.func.grad(total, argnums=tuple(range(len(a))))(*a)
+
+    def mapped(*a: Tensor) -> Any:
+        return torch.vmap(function)(*(torch.stack([x, x * 0.5]) for x in a))
+
+    assert forward(*args)[1].abs() > 1e-3
+    for transform in (forward, gradient, mapped):
+        assert_same(compiled(transform)(*args), transform(*args))
+
+
+def test_forward_mode_inside_compiled_code() -> None:
+    args = inputs()
+    tangents = [torch.randn_like(a) for a in args]
+
+    def duals(*a: Tensor) -> Any:
+        with forward_ad.dual_level():
+            pairs = [forward_ad.make_dual(x, t) for x, t in zip(a, tangents, strict=True)]
+            return [forward_ad.unpack_dual(out).tangent for out in fused(*pairs)]
+
+    wanted = duals(*args)
+    assert wanted[0].abs().max() > 1e-3
+    assert_same(compiled(duals)(*args), wanted)
+
+
+def test_forward_over_forward_is_refused_inside_compiled_code() -> None:
+    def total(x: Tensor) -> Tensor:
+        return F.na1d(x, x, x, 3).square().sum()
+
+    def twice(x: Tensor) -> Tensor:
+        def once(y: Tensor) -> Tensor:
+            return torch.func.jvp(total, (y,), (torch.ones_like(y),))[1]
+
+        return torch.func.jvp(once, (x,), (torch.ones_like(x),))[1]
+
+    with pytest.raises(Exception, match="Forward mode over forward mode"):
+        compiled(twice)(torch.randn(1, 5, 1, 2))
+
+
+@pytest.mark.parametrize("use_fused", (False, True))
+def test_modules(use_fused: bool) -> None:
+    natten.use_fused_na(use_fused)
+    module = NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True, dilation=2)
+    x = torch.randn(2, 7, 6, 8, requires_grad=True)
+    fast = compiled(module)
+    torch.testing.assert_close(fast(x), module(x))
+    leaves = [x, *module.parameters()]
+    wanted = torch.autograd.grad(module(x).square().sum(), leaves)
+    ours = torch.autograd.grad(fast(x).square().sum(), leaves)
+    for mine, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_no_needless_recompiles() -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    function = torch.compile(lambda x: F.na2d(x, x, x, 3), fullgraph=True, backend=counter)
+    for height in (8, 9, 10, 11):
+        x = torch.randn(1, height, 8, 2, 4)
+        torch.testing.assert_close(function(x), F.na2d(x, x, x, 3))
+    assert counter.frame_count <= 2
+    counter.clear()
+    torch._dynamo.reset()
+    for height, width in ((8, 9), (10, 11), (12, 15)):
+        x = torch.randn(3, height, width, 2, 4)
+        torch._dynamo.mark_dynamic(x, 1)
+        torch._dynamo.mark_dynamic(x, 2)
+        torch.testing.assert_close(function(x), F.na2d(x, x, x, 3))
+    assert counter.frame_count == 1
+
+
+class Both(torch.nn.Module):
+    def forward(self, *args: Tensor) -> Any:
+        return (*fused(*args), *unfused(*args))
+
+
+def test_export() -> None:
+    args = tuple(inputs())
+    program = torch.export.export(Both(), args)
+    assert_same(program.module()(*args), Both()(*args))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("natten" in target for target in targets)
+
+
+def test_jit_trace() -> None:
+    args = tuple(inputs())
+    traced = torch.jit.trace(Both(), args)
+    assert_same(traced(*args), Both()(*args))
+    assert "natten::" in str(traced.inlined_graph)
+
+
+def op_calls() -> list[tuple[str, Any, tuple[Any, ...]]]:
+    q, k, v, rpb, ak, av = inputs()
+    numbers = ([3, 3], [1, 1], [1, 1], [0, 1], [], 0.7)
+    out, lse = _ops.na(q, k, v, rpb, ak, av, *numbers)
+    first = [t.movedim(-2, 1) for t in (q, k, v, ak, av)]
+    attn = _ops.qk(first[0], first[1], rpb, first[3], *numbers)
+    attn = attn.softmax(-1)
+    heads = torch.randn_like(first[0][..., :2])
+    return [
+        ("na", _ops.na, (q, k, v, rpb, ak, av, *numbers)),
+        ("na plain", _ops.na, (q, k, v, None, None, None, *numbers)),
+        (
+            "na_backward",
+            _ops.na_backward,
+            (out, lse, q, k, v, rpb, ak, av, out, lse, *numbers, 0b111111),
+        ),
+        (
+            "na_backward, two results",
+            _ops.na_backward,
+            (out, None, q, k, v, rpb, ak, av, out, lse, *numbers, 0b001001),
+        ),
+        ("qk", _ops.qk, (first[0], first[1], rpb, first[3], *numbers)),
+        ("qk_backward", _ops.qk_backward, (attn, first[0], first[1], first[3], *numbers, 15)),
+        ("av", _ops.av, (attn, first[2], first[4], *numbers)),
+        ("av_backward", _ops.av_backward, (heads, attn, first[2], first[4], *numbers, 7)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("op", "args"), [c[1:] for c in op_calls()], ids=[c[0] for c in op_calls()]
+)
+def test_opcheck(op: Any, args: tuple[Any, ...]) -> None:
+    results = torch.library.opcheck(op, args)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ("na", "qk", "av"))
+def test_opcheck_with_gradients(name: str) -> None:
+    args = next(call[2] for call in op_calls() if call[0] == name)
+    args = tuple(a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args)
+    results = torch.library.opcheck(getattr(_ops, f"{name}_traced"), args)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_message_under_compile() -> None:
+    with pytest.raises(Exception, match="got kernel_size 9, dilation 1 and extent 5 for axis 0"):
+        compiled(lambda x: F.na1d(x, x, x, 9))(torch.randn(1, 5, 1, 2))
