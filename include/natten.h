@@ -257,6 +257,25 @@ NATTEN_API natten_status natten_workspace(const natten_problem *problem, size_t 
 NATTEN_API natten_status natten_explain(const natten_problem *problem, char *text, size_t size);
 
 /* ---------------------------------------------------------------------------------------------
+ * compiled kernels
+ *
+ * CUDA kernels are compiled for the problem's dtype, head_dim and so on when they are first
+ * planned, which takes about a second, and kept in files. */
+
+/* Compiles what a CUDA problem's plan needs on GPUs of an architecture ("sm_90"), unless it is
+ * there already, and keeps it in the user's folder. Needs no GPU, but NVRTC. */
+NATTEN_API natten_status natten_compile(const natten_problem *problem, const char *arch);
+
+/* The folders where compiled kernels are looked for, as they are asked; the last is the user's, to
+ * which new ones are written. Writes the path of folder `index` and returns its length, as snprintf
+ * does; 0 past the last one. */
+NATTEN_API size_t natten_cache_folder(size_t index, char *path, size_t size);
+
+/* Writes what a file of such a folder was compiled from, and returns the length of that, as
+ * snprintf does; 0 if the file is no compiled kernel or is damaged. */
+NATTEN_API size_t natten_cache_describe(const char *path, char *text, size_t size);
+
+/* ---------------------------------------------------------------------------------------------
  * threads */
 
 /* CPU workers used by default: at first as many as the process may use processors. set: count >= 1.

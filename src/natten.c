@@ -9,6 +9,8 @@
 #include "core/env.h"
 #include "core/kernel.h"
 #include "core/problem.h"
+#include "cuda/cache.h"
+#include "cuda/device.h"
 #include "table.h"
 
 #define KERNEL(name, op, device, plan) natten_status plan(natten_plan *);
@@ -154,4 +156,38 @@ natten_status natten_explain(const natten_problem *problem, char *text, size_t s
     natten_plan_explain(entry->plan, text, size);
     na_table_give(entry);
     return NATTEN_OK;
+}
+
+natten_status natten_compile(const natten_problem *problem, const char *arch)
+{
+    natten_plan *plan;
+    if (!problem || !arch || problem->device != NATTEN_CUDA)
+        return na_fail(NATTEN_ERROR_ARGUMENT,
+                       "natten_compile needs a CUDA problem and an architecture.");
+    if (!na_device_rehearse(arch))
+        return na_fail(NATTEN_ERROR_ARGUMENT, "There are no kernels for architecture %s.", arch);
+    natten_status status = natten_plan_create(problem, NULL, &plan);
+    natten_plan_destroy(plan);
+    na_device_rehearse(NULL);
+    return status;
+}
+
+size_t natten_cache_folder(size_t index, char *path, size_t size)
+{
+    char folder[4096];
+    if (index >= 4096 || !na_cache_folder((int)index, folder, sizeof folder))
+        return 0;
+    return (size_t)snprintf(path, size, "%s", folder);
+}
+
+size_t natten_cache_describe(const char *path, char *text, size_t size)
+{
+    char *key;
+    na_cubin cubin;
+    if (!path || !na_cache_read(path, &key, &cubin))
+        return 0;
+    size_t length = (size_t)snprintf(text, size, "%s", key);
+    free(key);
+    free(cubin.bytes);
+    return length;
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import NattenError, NattenTypeError
 
 if TYPE_CHECKING:
+    from .cache import warmup
     from .context import (
         are_deterministic_algorithms_enabled,
         is_fna_enabled,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.18.0"
 
 _HOMES = {
+    "cache": ("warmup",),
     "functional": (
         "na1d",
         "na2d",
@@ -54,7 +56,7 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("context", "functional", "modules")
+_SUBMODULES = ("cache", "context", "functional", "modules")
 
 __all__ = [
     "NattenError",
@@ -74,6 +76,7 @@ __all__ = [
     "use_fna",
     "use_fused_na",
     "use_kv_parallelism_in_fused_na",
+    "warmup",
 ]
 
 

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "core/lock.h"
 #include "cuda/driver.h"
@@ -50,9 +51,34 @@ static void find_devices(void)
     }
 }
 
+/* What kernels are made for where no GPU is asked: the smallest shared memory and usual sizes of
+ * each architecture. */
+static const na_device known[] = {
+    {0, 7, 5, 40, 65536, 4 << 20, "sm_75"},       {0, 8, 0, 108, 166912, 40 << 20, "sm_80"},
+    {0, 8, 6, 84, 101376, 6 << 20, "sm_86"},      {0, 8, 9, 128, 101376, 72 << 20, "sm_89"},
+    {0, 9, 0, 132, 232448, 50 << 20, "sm_90"},    {0, 10, 0, 148, 232448, 126 << 20, "sm_100"},
+    {0, 10, 3, 148, 232448, 126 << 20, "sm_103"}, {0, 12, 0, 170, 101376, 96 << 20, "sm_120"},
+    {0, 12, 1, 48, 101376, 24 << 20, "sm_121"}};
+
+static _Thread_local const na_device *rehearsed;
+
+int na_device_rehearse(const char *arch)
+{
+    rehearsed = NULL;
+    for (size_t i = 0; arch && i < sizeof known / sizeof *known; i++)
+        if (!strcmp(arch, known[i].name))
+            rehearsed = &known[i];
+    return !arch || rehearsed;
+}
+
+int na_device_is_rehearsed(void) { return rehearsed != NULL; }
+
 natten_status na_device_of(natten_plan *plan, const na_device **device)
 {
     const char *why;
+    *device = rehearsed;
+    if (rehearsed)
+        return NATTEN_OK;
     int64_t index = plan->problem.device_index;
     if (!na_driver_find(&why))
         return na_refuse(plan, "%s", why);
@@ -72,6 +98,8 @@ natten_status na_context_enter(int device_index, na_context *context)
     const char *why;
     const na_driver *cuda = na_driver_find(&why);
     context->pushed = 0;
+    if (rehearsed)
+        return NATTEN_OK;
     if (!cuda)
         return na_fail(NATTEN_ERROR_DEVICE, "CUDA cannot be used: %s.", why);
     void *current = NULL;

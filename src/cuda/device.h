@@ -22,6 +22,12 @@ typedef struct na_device {
  * such device, or it is older than sm_75. */
 natten_status na_device_of(natten_plan *plan, const na_device **device);
 
+/* Until it is called with NULL, this thread plans for a GPU of the architecture ("sm_90") that need
+ * not be here: na_device_of describes one, contexts are not entered, and what na_jit_function would
+ * compile and load it only compiles and keeps on disk. 0: no such architecture. */
+int na_device_rehearse(const char *arch);
+int na_device_is_rehearsed(void);
+
 /* Makes a context of the device current: the one that is current already, else the device's primary
  * one. What enter returned goes into leave. */
 typedef struct na_context {

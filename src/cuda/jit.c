@@ -206,7 +206,8 @@ static int load_any_version(const na_special *special, na_cubin *cubin)
     return 0;
 }
 
-static natten_status obtain(const na_special *special, na_cubin *cubin)
+/* From disk, or compiled and kept there; that it cannot be kept only matters if it must. */
+static natten_status obtain(const na_special *special, na_cubin *cubin, int must_keep)
 {
     const char *why;
     char key[2048], line[512];
@@ -218,9 +219,10 @@ static natten_status obtain(const na_special *special, na_cubin *cubin)
     }
     if (nvrtc && !is_off()) {
         natten_status status = na_jit_compile(special, cubin, NULL);
-        if (status == NATTEN_OK)
-            na_cache_store(key, cubin);
-        return status;
+        if (status != NATTEN_OK || na_cache_store(key, cubin) || !must_keep)
+            return status;
+        free(cubin->bytes);
+        return na_fail(NATTEN_ERROR_DEVICE, "There is no folder to keep compiled kernels in.");
     }
     if (load_any_version(special, cubin))
         return NATTEN_OK;
@@ -277,7 +279,7 @@ static natten_status fill_entry(entry *e)
     e->worker = getpid();
     na_lock_give(NA_LOCK_JIT);
     na_cubin cubin;
-    natten_status status = obtain(&e->special, &cubin);
+    natten_status status = obtain(&e->special, &cubin, 0);
     na_lock_take(NA_LOCK_JIT);
     if (status == NATTEN_OK)
         e->cubin = cubin;
@@ -317,9 +319,22 @@ static natten_status take_function(const na_driver *cuda, entry *e, const char *
     return status;
 }
 
+/* For a GPU that need not be here: all but loading. */
+static natten_status prepare(const na_special *special)
+{
+    na_cubin cubin;
+    natten_status status = obtain(special, &cubin, 1);
+    if (status == NATTEN_OK)
+        free(cubin.bytes);
+    return status;
+}
+
 natten_status na_jit_function(const na_special *special, const char *name, void **function)
 {
     const char *why;
+    *function = NULL;
+    if (na_device_is_rehearsed())
+        return prepare(special);
     const na_driver *cuda = na_driver_find(&why);
     if (!cuda)
         return na_fail(NATTEN_ERROR_DEVICE, "CUDA cannot be used: %s.", why);
