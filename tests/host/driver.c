@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * A libcuda.so.1 for tests: its one GPU is this computer. What the library hands to it are kernels
  * that nvrtc.c had a C compiler make; they run as fibres (fibre.c), in host memory, before the
- * launch returns. The seed of the schedules comes from HOST_SEED. */
+ * launch returns. The seed of the schedules comes from HOST_SEED, the driver's version from
+ * HOST_DRIVER (13000), the compute capability from HOST_CAPABILITY (90). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -35,9 +36,15 @@ static unsigned long launches;
 
 int symbol_cuInit(unsigned flags) { return flags ? INVALID : 0; }
 
+static int setting(const char *name, int usual)
+{
+    const char *text = getenv(name);
+    return text ? atoi(text) : usual;
+}
+
 int symbol_cuDriverGetVersion(int *version)
 {
-    *version = 13000;
+    *version = setting("HOST_DRIVER", 13000);
     return 0;
 }
 
@@ -68,9 +75,13 @@ int symbol_cuDeviceGetName(char *name, int size, int device)
 /* As an H100 answers. */
 int symbol_cuDeviceGetAttribute(int *value, int attribute, int device)
 {
-    static const struct {
+    const struct {
         int attribute, value;
-    } known[] = {{16, 132}, {38, 52428800}, {75, 9}, {76, 0}, {97, 232448}};
+    } known[] = {{16, 132},
+                 {38, 52428800},
+                 {75, setting("HOST_CAPABILITY", 90) / 10},
+                 {76, setting("HOST_CAPABILITY", 90) % 10},
+                 {97, 232448}};
     for (int i = 0; i < 5; i++)
         if (known[i].attribute == attribute) {
             *value = known[i].value;

@@ -32,6 +32,9 @@ expect 0 "No folder of compiled kernels holds reference.cu sm_90 NA_OP=0 NA_DTYP
 expect 0 "NATTEN_NVRTC names /dev/null, which is no NVRTC" \
     NATTEN_CACHE_DIR=/dev/null/none NATTEN_NVRTC=/dev/null
 expect 0 "1 passed, 0 failed" NATTEN_CACHE_DIR=/dev/null/none
+expect 0 "is version 13.0, but the driver takes kernels of CUDA 12 to 12" HOST_DRIVER=12040
+expect 0 "it serves CUDA 11.8, and 12.0 is needed" HOST_DRIVER=11080
+expect 0 "host words 0 has compute capability 7.0, and 7.5 is needed" HOST_CAPABILITY=70
 expect 0 "CUDA is switched off by NATTEN_DISABLE" NATTEN_DISABLE=cuda
 rm -rf "$folder"
 echo "packs of kernels: $passed passed, $failed failed, 0 skipped"

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT
+ * The CUDA half's manners, on the driver made for tests: threads, forks, contexts, devices. */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "unit.h"
+
+static natten_problem problem_of(natten_op op, int64_t extent)
+{
+    natten_problem problem;
+    natten_problem_init(&problem, op, NATTEN_F32, 1);
+    problem.device = NATTEN_CUDA;
+    problem.axis[0].query_extent = extent;
+    problem.axis[0].window = 3;
+    problem.head_dim = 8;
+    natten_problem_pack(&problem, NATTEN_HEADS_LAST);
+    return problem;
+}
+
+static void *current_context(void)
+{
+    int (*get)(void **);
+    void *context = NULL, *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    void *address = library ? dlsym(library, "cuCtxGetCurrent") : NULL;
+    memcpy(&get, &address, sizeof address);
+    CHECK(address && get(&context) == 0);
+    return context;
+}
+
+static void *plan_and_run(void *result)
+{
+    float data[4][16 * 8];
+    natten_problem problem = problem_of(NATTEN_FORWARD, 16);
+    natten_run run = {.data = {data[0], data[1], data[2], data[3]}};
+    for (int i = 0; i < 16 * 8; i++) {
+        data[0][i] = data[1][i] = 1;
+        data[2][i] = (float)(i / 8);
+    }
+    *(int *)result = natten_compute(&problem, &run) == NATTEN_OK && data[3][0] == 1 &&
+                     data[3][5 * 8] == 5 && data[3][15 * 8 + 7] == 14;
+    return NULL;
+}
+
+static void threads(void)
+{
+    unit_test("8 threads want the same kernel");
+    pthread_t thread[8];
+    int good[8] = {0};
+    for (int i = 0; i < 8; i++)
+        CHECK(pthread_create(&thread[i], NULL, plan_and_run, &good[i]) == 0);
+    for (int i = 0; i < 8; i++) {
+        pthread_join(thread[i], NULL);
+        CHECK(good[i]);
+    }
+}
+
+static void contexts(void)
+{
+    unit_test("the caller's context is as it was");
+    int good = 0;
+    CHECK(current_context() == NULL);
+    plan_and_run(&good);
+    CHECK(good && current_context() == NULL);
+}
+
+static void sizes(void)
+{
+    unit_test("sizes and devices that are refused, empty ones that are not");
+    natten_plan *plan;
+    natten_problem problem = problem_of(NATTEN_FORWARD, 16);
+    problem.device_index = 3;
+    CHECK(natten_plan_create(&problem, NULL, &plan) == NATTEN_ERROR_UNSUPPORTED);
+    CHECK(unit_error_has("there is no CUDA device 3, there are 1"));
+    problem = problem_of(NATTEN_BACKWARD, 16);
+    problem.batch = 0;
+    CHECK(natten_plan_create(&problem, NULL, &plan) == NATTEN_OK);
+    natten_run run = {.stream = NULL};
+    CHECK(plan && natten_plan_run(plan, &run) == NATTEN_OK);
+    natten_plan_destroy(plan);
+    natten_problem_init(&problem, NATTEN_FORWARD, NATTEN_F16, 2);
+    problem.device = NATTEN_CUDA;
+    for (int i = 0; i < 2; i++) {
+        problem.axis[i].query_extent = 1 << 16;
+        problem.axis[i].window = 1;
+    }
+    problem.head_dim = 1;
+    natten_problem_pack(&problem, NATTEN_HEADS_LAST);
+    CHECK(natten_plan_create(&problem, "cuda-reference", &plan) == NATTEN_ERROR_UNSUPPORTED);
+    CHECK(unit_error_has("31 bits"));
+}
+
+static void forks(void)
+{
+    unit_test("a forked child is told so");
+    int status, good = 0;
+    plan_and_run(&good);
+    pid_t child = fork();
+    if (child == 0) {
+        natten_problem problem = problem_of(NATTEN_AV, 16);
+        natten_plan *plan;
+        int refused = natten_plan_create(&problem, NULL, &plan) == NATTEN_ERROR_UNSUPPORTED;
+        _exit(refused && unit_error_has("forked") ? 0 : 1);
+    }
+    CHECK(good && waitpid(child, &status, 0) == child && status == 0);
+}
+
+int main(void)
+{
+    threads();
+    contexts();
+    sizes();
+    forks();
+    return unit_end("test_cuda_host");
+}
