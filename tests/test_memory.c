@@ -166,7 +166,8 @@ static int in_child(const trial *t, const char *kernel, int allocation)
 
 static void test_kernel(const trial *t, const char *kernel)
 {
-    for (from_then_on = 0; from_then_on < 2; from_then_on++) {
+    /* One mode for each kernel, both for the way front ends go: children are slow with asan. */
+    for (from_then_on = 0; from_then_on < (kernel ? 1 : 2); from_then_on++) {
         int allocation = 0;
         while (allocation < 200 && !in_child(t, kernel, allocation))
             allocation++;
@@ -179,7 +180,7 @@ int main(void)
     test_problem test;
     const char *name;
     unit_test("the problem");
-    CHECK(problem_parse("b1h2d16_9x10_w3x3_lse_rpb_add2", &test) == NULL);
+    CHECK(problem_parse("b1h2d8_5x6_w3x3_lse_rpb_add2", &test) == NULL);
     for (int op = 0; op < NATTEN_OPS; op++) {
         natten_problem problem;
         trial t;

@@ -63,9 +63,14 @@ def cmake(folder: str, *options: str) -> list[str]:
     return shell(f"{configure} >/dev/null && cmake --build {folder}")
 
 
-def sanitized(folder: str, flags: str) -> list[str]:
+def sanitized(folder: str, flags: str, kernel_flags: str = "-O0") -> list[str]:
     flags += " -fno-omit-frame-pointer -fno-sanitize-recover=all -g"
-    return cmake(folder, "-DCMAKE_BUILD_TYPE=None", f"'-DCMAKE_C_FLAGS=-O1 {flags}'")
+    return cmake(
+        folder,
+        "-DCMAKE_BUILD_TYPE=None",
+        f"'-DCMAKE_C_FLAGS=-O1 {flags}'",
+        f"'-DNATTEN_KERNEL_FLAGS={kernel_flags}'",
+    )
 
 
 def lint_steps() -> list[Step]:
@@ -108,7 +113,11 @@ def c_steps() -> list[Step]:
         Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
         Step("check full", [check, f"{PROBLEMS}/full.txt"]),
         Step("check random", [check, "--random", "150"]),
-        Step("build asan", sanitized("build/asan", "-fsanitize=address,undefined")),
+        Step("build asan", sanitized(
+                "build/asan",
+                "-fsanitize=address,undefined",
+                "-O0;-fno-sanitize=null,alignment,object-size",
+            )),
         Step("unit tests asan", unit_tests("build/asan")),
         Step("check random asan", [asan, "--random", "40"]),
         Step("build tsan", sanitized("build/tsan", "-fsanitize=thread")),

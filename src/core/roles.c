@@ -96,6 +96,9 @@ static natten_role primal(natten_role role)
     }
 }
 
+/* Sizes are not checked yet where these are used: wrapping around is not an error here. */
+static int64_t product(int64_t a, int64_t b) { return (int64_t)((uint64_t)a * (uint64_t)b); }
+
 static int64_t either(int64_t value, int64_t otherwise) { return value ? value : otherwise; }
 
 na_shape na_role_shape(const natten_problem *problem, natten_role role)
@@ -115,10 +118,10 @@ na_shape na_role_shape(const natten_problem *problem, natten_role role)
     for (int i = 0; i < p->rank; i++) {
         const natten_axis *axis = &p->axis[i];
         int keys = role == NATTEN_KEY || role == NATTEN_VALUE;
-        shape.extent[i] = role == NATTEN_RPB ? 2 * axis->window - 1
+        shape.extent[i] = role == NATTEN_RPB ? product(2, axis->window) - 1
                           : keys             ? either(axis->key_extent, axis->query_extent)
                                              : axis->query_extent;
-        window *= axis->window;
+        window = product(window, axis->window);
     }
     if (role == NATTEN_RPB)
         shape.batch = 1;
@@ -129,7 +132,7 @@ na_shape na_role_shape(const natten_problem *problem, natten_role role)
     if (role == NATTEN_VALUE || role == NATTEN_OUT)
         shape.channels = value_dim;
     if (role == NATTEN_ATTN)
-        shape.channels = window + slots;
+        shape.channels = (int64_t)((uint64_t)window + (uint64_t)slots);
     return shape;
 }
 
@@ -155,15 +158,15 @@ static natten_layout contiguous(const na_shape *shape, int rank, natten_order or
     int64_t step = shape->channels;
     if (order == NATTEN_HEADS_LAST) {
         layout.head = step;
-        step *= shape->heads;
+        step = product(step, shape->heads);
     }
     for (int i = rank; i-- > 0;) {
         layout.axis[i] = step;
-        step *= shape->extent[i];
+        step = product(step, shape->extent[i]);
     }
     if (order == NATTEN_HEADS_FIRST) {
         layout.head = step;
-        step *= shape->heads;
+        step = product(step, shape->heads);
     }
     layout.batch = step;
     return layout;
@@ -171,6 +174,8 @@ static natten_layout contiguous(const na_shape *shape, int rank, natten_order or
 
 void natten_problem_pack(natten_problem *problem, natten_order order)
 {
+    if (problem->rank < 1 || problem->rank > 3)
+        return; /* planning will say so */
     for (int role = 0; role < NATTEN_ROLES; role++) {
         natten_role whole = primal((natten_role)role);
         na_shape shape = na_role_shape(problem, whole);

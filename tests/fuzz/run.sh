@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: MIT
+# Searches with libFuzzer for half a minute. The checks and the planning are built with clang for
+# that; the rest comes from the release build (the sanitized build repeats random inputs with it).
+set -e
+cd "$(dirname "$0")/../.."
+folder=build/fuzz
+mkdir -p $folder/found
+objects=$(find build/release/CMakeFiles -name '*.o' -path '*/natten_*' \
+    ! -path '*/src/core/*' ! -path '*/src/natten.c.o' ! -path '*/src/table.c.o')
+clang -O1 -g -fsanitize=fuzzer,address,undefined -Iinclude -Isrc -Itests \
+    tests/fuzz/fuzz_problem.c tests/problem_string.c src/natten.c src/table.c src/core/*.c \
+    $objects -o $folder/fuzz_problem -lpthread -ldl -lm
+$folder/fuzz_problem -max_total_time=30 -max_len=40 -artifact_prefix=$folder/found/ \
+    -print_final_stats=1 $folder/found
