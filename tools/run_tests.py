@@ -113,12 +113,15 @@ def c_steps() -> list[Step]:
         Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
         Step("check full", [check, f"{PROBLEMS}/full.txt"]),
         Step("check random", [check, "--random", "150"]),
-        Step("build asan", sanitized(
+        Step(
+            "build asan",
+            sanitized(
                 "build/asan",
                 "-fsanitize=address,undefined",
                 "-O0;-fno-sanitize=null,alignment,object-size",
-            )),
-        Step("unit tests asan", unit_tests("build/asan")),
+            ),
+        ),
+        Step("unit tests asan", unit_tests("build/asan", "-LE host")),
         Step("check random asan", [asan, "--random", "40"]),
         Step("build tsan", sanitized("build/tsan", "-fsanitize=thread")),
         Step("threads tsan", ["build/tsan/tests/test_threads"]),
