@@ -334,7 +334,7 @@ def _full_av(*arguments: Any) -> Any:
 def _keep_whole() -> bool:
     """Has Dynamo put the three functions above into its graphs as they are: taken apart, they would
     lose their tangents. Dynamo runs this while it traces, because of the mark below; so nobody who
-    does not compile has to load it."""
+    does not compile has to load it. It must have run before the functions are first mentioned."""
     for function in (_full_fused, _full_qk, _full_av):
         torch.compiler.allow_in_graph(function)
     return True
@@ -350,8 +350,6 @@ def _call(
     compiling = torch.compiler.is_compiling()
     dual = forward_ad._current_level >= 0
     if _functorch_active() or (compiling and dual):
-        if compiling:
-            _keep_whole()
         return full(*tensors, *numbers)
     if not compiling and not _is_tracing():
         if dual or (
@@ -392,6 +390,8 @@ def fused(
         return _na(  # type: ignore[no-any-return]
             query, key, value, bias, additional_keys, additional_values, *window, scale
         )
+    if torch.compiler.is_compiling():
+        _keep_whole()
     tensors = (query, key, value, bias, additional_keys, additional_values)
     result: tuple[Tensor, Tensor] = _call(
         Fused, _full_fused, _ops.na, _ops.na_traced, tensors, (window, scale)
@@ -408,6 +408,8 @@ def qk(
     scale: float = 1.0,
 ) -> Tensor:
     """Scores of heads-first tensors."""
+    if torch.compiler.is_compiling():
+        _keep_whole()
     tensors = (query, key, bias, additional_keys)
     result: Tensor = _call(QK, _full_qk, _ops.qk, _ops.qk_traced, tensors, (window, scale))
     return result
@@ -415,6 +417,8 @@ def qk(
 
 def av(attn: Tensor, value: Tensor, additional_values: Optional, window: Window) -> Tensor:
     """Weighted sums of heads-first values."""
+    if torch.compiler.is_compiling():
+        _keep_whole()
     tensors = (attn, value, additional_values)
     result: Tensor = _call(AV, _full_av, _ops.av, _ops.av_traced, tensors, (window,))
     return result
