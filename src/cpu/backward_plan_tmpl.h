@@ -189,7 +189,7 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
     run.scratch = scratch + shared;
     if (run.bias) {
         const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
-        bias_pack(p, &rpb, (real *)scratch);
+        bias_pack(p, &rpb, (real)LOG2_E, (real *)scratch);
     }
     na_parallel(addresses, run.workers, backward_work, &run);
     int64_t counts[3];

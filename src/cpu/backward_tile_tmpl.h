@@ -328,21 +328,27 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
     const backward_sink *sink = &w->run->sink[which];
     real *at[ROWS_MAX];
     memcpy(at, which ? t->weight : t->slope, sizeof at);
-    for (const na_span *span = spans; span < spans + count; span++) {
-        const scattering a = {.span = span,
-                              .lanes = t->lanes->count,
-                              .width = t->width,
-                              .weight_lane = 1,
-                              .weight = at,
-                              .sum = w->sum[which],
-                              .sum_step = sink->step,
-                              .grad = which ? w->grad_natural : w->query_natural,
-                              .grad_row = VL * sink->step,
-                              .grad_lane = sink->step};
-        if (span->z >= 0 ? sink->out.data : sink->more_out.data)
-            scatter_span(&a, (int)sink->channels);
-        backward_advance(span, t->width, at);
-    }
+    scattering a = {.spans = spans,
+                    .lanes = t->lanes->count,
+                    .width = t->width,
+                    .weight_lane = 1,
+                    .weight = at,
+                    .sum = w->sum[which],
+                    .sum_step = sink->step,
+                    .grad = which ? w->grad_natural : w->query_natural,
+                    .grad_row = VL * sink->step,
+                    .grad_lane = sink->step};
+    while (a.count < count && spans[a.count].z >= 0)
+        a.count++;
+    if (a.count && sink->out.data)
+        scatter_spans(&a, t->rows, (int)sink->channels);
+    for (int i = 0; i < a.count; i++)
+        backward_advance(&spans[i], t->width, at);
+    /* The rest are additional tokens. */
+    a.spans += a.count;
+    a.count = count - a.count;
+    if (a.count && sink->more_out.data)
+        scatter_spans(&a, t->rows, (int)sink->channels);
 }
 
 static void backward_tile_run(backward_worker *w, int tile)

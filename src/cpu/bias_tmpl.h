@@ -18,13 +18,13 @@ static char *bias_at(const natten_problem *p, const tensor *rpb, int64_t head, i
     return tensor_at(rpb, 0, head, i / x / y, i / x % y, i % x);
 }
 
-/* The bias of all heads, times log2(e). */
-static void bias_pack(const natten_problem *p, const tensor *rpb, real *to)
+/* The bias of all heads, times a factor. */
+static void bias_pack(const natten_problem *p, const tensor *rpb, real factor, real *to)
 {
     const int64_t entries = bias_entries(p);
     for (int64_t h = 0; h < p->heads; h++)
         for (int64_t i = 0; i < entries; i++)
-            *to++ = (real)LOG2_E * load_scalar(rpb->dtype, bias_at(p, rpb, h, i));
+            *to++ = factor * load_scalar(rpb->dtype, bias_at(p, rpb, h, i));
 }
 
 /* The entry, in a head's bias, of a span's first key and a tile's row, in a lane whose own bias is

@@ -235,25 +235,10 @@ static void forward_bias(const forward_tile *t, const na_span *span)
     const forward_run *run = t->w->run;
     const na_geometry *g = run->state->g;
     const na_work *work = &t->w->work;
-    int64_t place[2], size[3];
-    for (int a = 0; a < 3; a++)
-        size[a] = 2 * g->axis[a].window - 1;
     for (int r = span->lo; r < span->hi; r++) {
-        const na_lanes *lanes = na_work_lanes(g, work, t->tile, r);
-        const int32_t key[] = {span->z, span->y}, query[] = {work->z, na_work_query(g, work, r)};
-        for (int a = 0; a < 2; a++) {
-            const natten_axis *axis = &g->axis[a];
-            const int64_t apart = key[a] + axis->key_origin - query[a] - axis->query_origin;
-            place[a] = apart / axis->dilation + axis->window - 1;
-        }
-        const real *bias = run->bias + (work->head + r % work->heads) * run->state->bias_head +
-                           (place[0] * size[1] + place[1]) * size[2] + span->first -
-                           (g->across ? work->block->offset[r / work->heads] : 0);
-        const vec_index index = vec_index_load(lanes->bias);
-        /* In half tiles each store runs into the next key's place, which is written after it. */
-        for (int k = 0; k < span->len; k++)
-            vec_storeu(t->at[r] + k * t->width, lanes->uniform ? vec_set1(bias[lanes->bias[0] + k])
-                                                               : vec_gather(bias + k, index));
+        const real *bias = run->bias + (work->head + r % work->heads) * run->state->bias_head;
+        bias_set(na_work_lanes(g, work, t->tile, r), bias + bias_entry(g, work, span, r), span->len,
+                 t->width, t->at[r]);
     }
 }
 
@@ -487,20 +472,6 @@ static void forward_work(void *context, int64_t worker)
     vec_fence();
 }
 
-/* The bias of all heads, times log2(e). */
-static void forward_pack_bias(const forward_run *run, const tensor *rpb, real *to)
-{
-    const natten_problem *p = run->problem;
-    int64_t size[3];
-    for (int a = 0; a < 3; a++)
-        size[a] = 2 * p->axis[a].window - 1;
-    for (int64_t h = 0; h < p->heads; h++)
-        for (int64_t i = 0; i < size[0] * size[1]; i++)
-            for (int64_t x = 0; x < size[2]; x++)
-                *to++ = (real)LOG2_E *
-                        load_scalar(rpb->dtype, tensor_at(rpb, 0, h, i / size[1], i % size[1], x));
-}
-
 /* True if every token of a tensor is aligned to vectors: it can then be written past the caches,
  * which saves reading what is overwritten (5-14 % at 56x56, window 7x7, 32 channels). */
 static int forward_streams(const tensor *t)
@@ -533,7 +504,7 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     run.scratch = scratch + bias;
     if (s->bias_head) {
         const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
-        forward_pack_bias(&run, &rpb, (real *)scratch);
+        bias_pack(p, &rpb, (real)LOG2_E, (real *)scratch);
         run.bias = (real *)scratch;
     }
     na_parallel(addresses, run.workers, forward_work, &run);

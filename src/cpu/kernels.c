@@ -17,6 +17,7 @@
 #include "cpu/math_tmpl.h"
 #include "cpu/bias_tmpl.h"
 #include "cpu/forward_tmpl.h"
+#include "cpu/ahead_tmpl.h"
 #include "cpu/weights_tmpl.h"
 #include "cpu/scatter_tmpl.h"
 #include "cpu/unfused_tmpl.h"

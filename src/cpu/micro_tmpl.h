@@ -150,15 +150,15 @@ static void correlate_span(const scoring *t, const na_span *span, real *const *s
     }
 }
 
-/* A span as aggregate functions want it: made by aggregate_spans. */
-typedef struct aggregate_run {
-    int64_t value;  /* where the first key's value is, for a lane of start 0 */
+/* A span as aggregate and scatter functions want it. */
+typedef struct span_run {
+    int64_t token;  /* where the first key's value or sum is, for a lane of start 0 */
     int64_t step;   /* from key to key */
     int64_t length; /* keys times the width of their weights */
     const int32_t *start, *limit;
     int first;
     int rows; /* of the call that see it: 8 * first + end, 0: none */
-} aggregate_run;
+} span_run;
 
 /* One call of an aggregate function: `rows` tile rows from `row` on, `vectors` vectors of channels.
  */
@@ -179,7 +179,7 @@ typedef struct aggregation {
     const real *factor; /* [row of the call][VL] */
     real *const *out;   /* of each row of the call: lane 0; NULL: into sum */
     int64_t out_lane;
-    const aggregate_run *runs; /* made by aggregate_spans, for the rows of one call */
+    const span_run *runs; /* made by aggregate_spans, for the rows of one call */
     int run_count;
 } aggregation;
 
@@ -206,16 +206,29 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int vectors,
         weight[r] += length;
 }
 
-#define ADD_RUN(lo, hi)                                                                            \
-    case lo * 8 + hi:                                                                              \
-        if (hi <= rows)                                                                            \
-            add_run(lo, hi, vectors, sum, weight, value, run->step, width, length);                \
-        break;
+/* The ranges of rows that may see a span. */
+#define RANGES_3(X) X(0, 1) X(0, 2) X(1, 2) X(0, 3) X(1, 3) X(2, 3)
+#define RANGES_5(X) X(0, 4) X(1, 4) X(2, 4) X(3, 4) X(0, 5) X(1, 5) X(2, 5) X(3, 5) X(4, 5)
+#define RANGES_6(X) X(0, 6) X(1, 6) X(2, 6) X(3, 6) X(4, 6) X(5, 6)
+#if REGISTERS >= 32
+#define ROW_RANGES(X) RANGES_3(X) RANGES_5(X) RANGES_6(X)
+#else
+#define ROW_RANGES(X) RANGES_3(X)
+#endif
+
+/* Keys of a run that lane l sees, times the width. */
+static ALWAYS_INLINE int64_t run_length(const span_run *run, int l, int64_t width)
+{
+    if (__builtin_expect(run->limit == NULL, 1))
+        return run->length;
+    const int64_t seen = (run->limit[l] - run->first) * width;
+    return seen < 0 ? 0 : seen < run->length ? seen : run->length;
+}
 
 static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const aggregation *a)
 {
     const int64_t width = a->width, value_step = a->value_step;
-    const aggregate_run *const runs = a->runs, *const end = runs + a->run_count;
+    const span_run *const runs = a->runs, *const end = runs + a->run_count;
     const real *const values = a->value;
     for (int l = 0; l < a->lanes; l++) {
         vec sum[ROWS_MAX][CHANNELS_MAX];
@@ -228,37 +241,17 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
             for (int i = 0; i < vectors; i++)
                 sum[r][i] = a->begin ? vec_zero() : vec_load(partial + r * a->sum_row + i * VL);
         }
-        for (const aggregate_run *run = runs; run < end; run++) {
-            const real *value = values + run->value + run->start[l] * value_step;
-            int64_t length = run->length;
-            if (__builtin_expect(run->limit != NULL, 0)) {
-                const int64_t seen = (run->limit[l] - run->first) * width;
-                length = seen < 0 ? 0 : seen < length ? seen : length;
-            }
+        for (const span_run *run = runs; run < end; run++) {
+            const real *value = values + run->token + run->start[l] * value_step;
+            const int64_t length = run_length(run, l, width);
             switch (run->rows) {
-                ADD_RUN(0, 1)
-                ADD_RUN(0, 2)
-                ADD_RUN(1, 2)
-                ADD_RUN(0, 3)
-                ADD_RUN(1, 3)
-                ADD_RUN(2, 3)
-#if REGISTERS >= 32
-                ADD_RUN(0, 4)
-                ADD_RUN(1, 4)
-                ADD_RUN(2, 4)
-                ADD_RUN(3, 4)
-                ADD_RUN(0, 5)
-                ADD_RUN(1, 5)
-                ADD_RUN(2, 5)
-                ADD_RUN(3, 5)
-                ADD_RUN(4, 5)
-                ADD_RUN(0, 6)
-                ADD_RUN(1, 6)
-                ADD_RUN(2, 6)
-                ADD_RUN(3, 6)
-                ADD_RUN(4, 6)
-                ADD_RUN(5, 6)
-#endif
+#define ONE(lo, hi)                                                                                \
+    case lo * 8 + hi:                                                                              \
+        if (hi <= rows)                                                                            \
+            add_run(lo, hi, vectors, sum, weight, value, run->step, width, length);                \
+        break;
+                ROW_RANGES(ONE)
+#undef ONE
             }
             if (__builtin_expect(length != run->length, 0)) {
                 UNROLL
@@ -282,22 +275,52 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
     }
 }
 
-/* One call of a scatter function: the rows that see one span, or some of them. */
+/* One call of a scatter function: some rows of a tile, `vectors` vectors of channels. */
 typedef struct scattering {
-    const na_span *span;
+    const na_span *spans;
+    int count;
     int lanes;           /* that are queries */
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
-    real *const *weight; /* of each row of the call: of the span's first key */
+    real *const *weight; /* of each row of the call: of the first span's first key */
     real *sum;           /* natural tokens of slot 0, aligned, at the call's first channel */
     int64_t sum_step;    /* between tokens */
     const real *grad;    /* of the call's first row, lane 0, at its first channel, aligned */
     int64_t grad_row, grad_lane;
+    const span_run *runs; /* made by scatter_spans, for the rows of one call */
+    int run_count;
 } scattering;
+
+/* Adds rows [lo, hi) to the sums of a run of keys. */
+static ALWAYS_INLINE void scatter_run(const int lo, const int hi, const int vectors,
+                                      vec grad[][CHANNELS_MAX], const real *weight[], real *sum,
+                                      int64_t step, int64_t width, int64_t length)
+{
+    for (int64_t k = 0; k < length; k += width, sum += step) {
+        vec x[CHANNELS_MAX];
+        UNROLL
+        for (int i = 0; i < vectors; i++)
+            x[i] = vec_load(sum + i * VL);
+        UNROLL
+        for (int r = lo; r < hi; r++) {
+            vec p = vec_pin(vec_set1(weight[r][k]));
+            UNROLL
+            for (int i = 0; i < vectors; i++)
+                x[i] = vec_fma(p, grad[r][i], x[i]);
+        }
+        UNROLL
+        for (int i = 0; i < vectors; i++)
+            vec_store(sum + i * VL, x[i]);
+    }
+    UNROLL
+    for (int r = lo; r < hi; r++)
+        weight[r] += length;
+}
 
 static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scattering *a)
 {
-    const na_span *s = a->span;
+    const int64_t width = a->width, sum_step = a->sum_step;
+    const span_run *const runs = a->runs, *const end = runs + a->run_count;
     for (int l = 0; l < a->lanes; l++) {
         vec grad[ROWS_MAX][CHANNELS_MAX];
         const real *weight[ROWS_MAX];
@@ -308,28 +331,23 @@ static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scatt
             for (int i = 0; i < vectors; i++)
                 grad[r][i] = vec_load(a->grad + l * a->grad_lane + r * a->grad_row + i * VL);
         }
-        int keys = s->len;
-        if (s->limit) {
-            int seen = s->limit[(s->hi - 1) * s->limit_step + l] - s->first;
-            keys = seen < keys ? seen : keys;
-        }
-        real *sum = a->sum + (s->token + s->start[l]) * a->sum_step;
-        for (int k = 0; k < keys; k++, sum += s->step * a->sum_step) {
-            vec x[CHANNELS_MAX];
-            UNROLL
-            for (int i = 0; i < vectors; i++)
-                x[i] = vec_load(sum + i * VL);
-            UNROLL
-            for (int r = 0; r < rows; r++) {
-                vec p = vec_pin(vec_set1(*weight[r]));
-                weight[r] += a->width;
-                UNROLL
-                for (int i = 0; i < vectors; i++)
-                    x[i] = vec_fma(p, grad[r][i], x[i]);
+        for (const span_run *run = runs; run < end; run++) {
+            real *sum = a->sum + run->token + run->start[l] * sum_step;
+            const int64_t length = run_length(run, l, width);
+            switch (run->rows) {
+#define ONE(lo, hi)                                                                                \
+    case lo * 8 + hi:                                                                              \
+        if (hi <= rows)                                                                            \
+            scatter_run(lo, hi, vectors, grad, weight, sum, run->step, width, length);             \
+        break;
+                ROW_RANGES(ONE)
+#undef ONE
             }
-            UNROLL
-            for (int i = 0; i < vectors; i++)
-                vec_store(sum + i * VL, x[i]);
+            if (__builtin_expect(length != run->length, 0)) {
+                UNROLL
+                for (int r = 0; r < rows; r++)
+                    weight[r] += r >= run->rows / 8 && r < run->rows % 8 ? run->length - length : 0;
+            }
         }
     }
 }
@@ -362,25 +380,33 @@ static void (*const scatter_table[][CHANNELS_MAX + 1])(const scattering *) = {{0
 #undef ROWS
 };
 
-enum { AGGREGATE_RUNS = 128 };
+enum { RUNS_MAX = 128 };
 
-/* The spans that rows [row, row + count) see. */
-static void make_runs(const aggregation *a, const na_span *spans, int span_count, int row,
-                      int count, aggregate_run *runs)
+/* The spans that rows [row, row + count) see; width: between weights, step: between tokens. */
+static void make_runs(const na_span *spans, int span_count, int row, int count, int64_t width,
+                      int64_t step, span_run *runs)
 {
     for (int i = 0; i < span_count; i++) {
         const na_span *s = &spans[i];
         const int lo = s->lo < row ? 0 : s->lo - row;
         const int hi = s->hi - row < count ? s->hi - row : count;
         /* Windows end later from row to row: the last row's end is everyone's. */
-        runs[i] = (aggregate_run){.value = s->token * a->value_step,
-                                  .step = s->step * a->value_step,
-                                  .length = s->len * a->width,
-                                  .start = s->start,
-                                  .limit = s->limit ? s->limit + (s->hi - 1) * s->limit_step : NULL,
-                                  .first = s->first,
-                                  .rows = lo < hi ? 8 * lo + hi : 0};
+        runs[i] = (span_run){.token = s->token * step,
+                             .step = s->step * step,
+                             .length = s->len * width,
+                             .start = s->start,
+                             .limit = s->limit ? s->limit + (s->hi - 1) * s->limit_step : NULL,
+                             .first = s->first,
+                             .rows = lo < hi ? 8 * lo + hi : 0};
     }
+}
+
+/* Moves each row's weights on past the spans it sees. */
+static void pass_weights(const na_span *spans, int count, int64_t width, real *weight[])
+{
+    for (int i = 0; i < count; i++)
+        for (int r = spans[i].lo; r < spans[i].hi; r++)
+            weight[r] += spans[i].len * width;
 }
 
 /* A call for rows [row, row + count) and each few vectors of channels. */
@@ -410,41 +436,50 @@ static void aggregate_spans(const aggregation *all, int rows, int depth)
     real *weight[ROWS_MAX];
     for (int r = 0; r < rows; r++)
         weight[r] = all->weight[r];
-    for (int from = 0; from == 0 || from < all->count; from += AGGREGATE_RUNS) {
+    for (int from = 0; from == 0 || from < all->count; from += RUNS_MAX) {
         const na_span *spans = all->spans + from;
         const int left = all->count - from;
-        aggregate_run runs[AGGREGATE_RUNS];
+        span_run runs[RUNS_MAX];
         aggregation a = *all;
         a.runs = runs;
-        a.run_count = left < AGGREGATE_RUNS ? left : AGGREGATE_RUNS;
+        a.run_count = left < RUNS_MAX ? left : RUNS_MAX;
         a.begin = all->begin && from == 0;
         a.end = all->end && a.run_count == left;
         a.weight = weight;
         for (int row = 0; row < rows; row += AGGREGATE_ROWS) {
             const int count = rows - row < AGGREGATE_ROWS ? rows - row : AGGREGATE_ROWS;
-            make_runs(&a, spans, a.run_count, row, count, runs);
+            make_runs(spans, a.run_count, row, count, a.width, a.value_step, runs);
             aggregate_rows(a, row, count, (depth + VL - 1) / VL);
         }
-        for (int i = 0; i < a.run_count; i++)
-            for (int r = spans[i].lo; r < spans[i].hi; r++)
-                weight[r] += spans[i].len * a.width;
+        pass_weights(spans, a.run_count, a.width, weight);
     }
 }
 
-/* The rows that see a span, all channels. `a` is filled in for tile row 0 and channel 0; weight[r]
- * is where tile row r stands. */
-static void scatter_span(const scattering *a, int depth)
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
+static void scatter_spans(const scattering *all, int rows, int depth)
 {
     const int vectors = (depth + VL - 1) / VL;
-    for (int row = a->span->lo; row < a->span->hi; row += SCATTER_ROWS) {
-        int left = a->span->hi - row, count = left < SCATTER_ROWS ? left : SCATTER_ROWS;
-        for (int i = 0; i < vectors; i += CHANNELS_MAX) {
-            int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
-            scattering b = *a;
-            b.weight = a->weight + row;
-            b.sum = a->sum + i * VL;
-            b.grad = a->grad + row * a->grad_row + i * VL;
-            scatter_table[count][some](&b);
+    real *weight[ROWS_MAX];
+    for (int r = 0; r < rows; r++)
+        weight[r] = all->weight[r];
+    for (int from = 0; from < all->count; from += RUNS_MAX) {
+        const na_span *spans = all->spans + from;
+        span_run runs[RUNS_MAX];
+        const int run_count = all->count - from < RUNS_MAX ? all->count - from : RUNS_MAX;
+        for (int row = 0; row < rows; row += SCATTER_ROWS) {
+            const int count = rows - row < SCATTER_ROWS ? rows - row : SCATTER_ROWS;
+            make_runs(spans, run_count, row, count, all->width, all->sum_step, runs);
+            for (int i = 0; i < vectors; i += CHANNELS_MAX) {
+                const int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
+                scattering a = *all;
+                a.runs = runs;
+                a.run_count = run_count;
+                a.weight = weight + row;
+                a.sum += i * VL;
+                a.grad += row * a.grad_row + i * VL;
+                scatter_table[count][some](&a);
+            }
         }
+        pass_weights(spans, run_count, all->width, weight);
     }
 }

@@ -31,7 +31,7 @@ typedef struct boxes {
 } boxes;
 
 /* Units of work that even many processors find enough. */
-enum { UNITS = 64 };
+enum { UNITS = 32 };
 
 static boxes make_boxes(const na_geometry *g, const natten_problem *p)
 {
@@ -42,7 +42,7 @@ static boxes make_boxes(const na_geometry *g, const natten_problem *p)
     b.rows = g->axis[0].key_extent * b.groups * b.places;
     const int64_t wanted = (UNITS + p->batch * p->kv_heads - 1) / (p->batch * p->kv_heads);
     /* A box less than a window high would have most of its queries visited for other boxes too. */
-    const int64_t fit = b.rows / ay->window > 1 ? b.rows / ay->window : 1;
+    const int64_t windows = b.rows / (2 * ay->window), fit = windows > 1 ? windows : 1;
     b.row_boxes = wanted < fit ? wanted : fit;
     b.most_rows = (b.rows + b.row_boxes - 1) / b.row_boxes;
     b.x_boxes = 1;
@@ -53,6 +53,8 @@ static boxes make_boxes(const na_geometry *g, const natten_problem *p)
         b.x_boxes = b.x_boxes > 1 ? b.x_boxes : 1;
     }
     b.most_keys = (ax->key_extent + b.x_boxes - 1) / b.x_boxes + 2 * b.margin;
+    /* Rows a power of two apart would share few sets of the cache. */
+    b.most_keys += 3;
     return b;
 }
 
@@ -68,6 +70,7 @@ typedef struct scattered {
     tensor bias;  /* out: d_rpb */
     int depth;
     int64_t slots;
+    int stream; /* key may be written past the caches */
     real factor;
     int64_t pairs;                           /* of batch and key head */
     int64_t pair_tasks;                      /* tasks of the geometry for each */
@@ -93,11 +96,10 @@ typedef struct scatter_worker {
     const scattered *s;
     na_key_row *rows;
     na_span *spans;
-    int64_t *token; /* where the spans' keys begin in sum */
-    real *sum;      /* box: [row][key][channel]; share: [token][channel] */
-    real *bias;     /* share: [head of the group][2K-1]... */
-    real *query;    /* [row][lane][channel] */
-    real *room;     /* of load_weights */
+    real *sum;   /* box: [row][key][channel]; share: [token][channel] */
+    real *bias;  /* share: [head of the group][2K-1]... */
+    real *query; /* [row][lane][channel] */
+    real *room;  /* of load_weights */
 } scatter_worker;
 
 static scatter_worker scatter_worker_of(const scattered *s, pieces *p)
@@ -107,7 +109,6 @@ static scatter_worker scatter_worker_of(const scattered *s, pieces *p)
     scatter_worker w = {.s = s};
     w.rows = piece(p, g->key_rows, sizeof *w.rows);
     w.spans = piece(p, g->spans, sizeof *w.spans);
-    w.token = piece(p, g->spans, sizeof *w.token);
     const int64_t box = s->key.data ? s->boxes.most_rows * s->boxes.most_keys * step : 0;
     w.sum = piece(p, box > s->more_sums ? box : s->more_sums, sizeof(real));
     w.bias = piece(p, s->bias_sums, sizeof(real));
@@ -134,28 +135,27 @@ static void load_queries(const scatter_worker *w, const tile *t)
                      s->depth, s->factor, w->query + r * VL * step, step);
 }
 
-/* Adds a tile's spans to the sums: the keys of span i begin at token[i]. */
+/* Adds a tile's spans to the sums, which their tokens count in. */
 static void scatter_tile(const scatter_worker *w, const tile *t, const weights *weights)
 {
     const int64_t step = padded(w->s->depth);
-    for (int i = 0; i < t->count; i++) {
-        na_span span = t->spans[i];
-        const place p = place_of(t, &span);
-        real *at[NA_ROWS];
-        for (int r = span.lo; r < span.hi; r++)
-            at[r] = weights->row[r] + slot_of(t, &span, p, r);
-        span.token = 0;
-        const scattering a = {.span = &span,
+    real *at[NA_ROWS];
+    for (int r = 0; r < t->work->rows; r++)
+        at[r] = weights->row[r];
+    for (int begin = 0, end; begin < t->count; begin = end) {
+        end = next_block(t, weights, w->s->depth, begin, at);
+        const scattering a = {.spans = t->spans + begin,
+                              .count = end - begin,
                               .lanes = t->lanes,
                               .width = 1,
                               .weight_lane = weights->lane,
                               .weight = at,
-                              .sum = w->sum + w->token[i] * step,
+                              .sum = w->sum,
                               .sum_step = step,
                               .grad = w->query,
                               .grad_row = VL * step,
                               .grad_lane = step};
-        scatter_span(&a, w->s->depth);
+        scatter_spans(&a, t->work->rows, w->s->depth);
     }
 }
 
@@ -178,7 +178,7 @@ static box box_at(const scattered *s, int64_t unit)
 }
 
 /* Leaves a tile the spans that reach into the box, and says where their keys are in it. */
-static void clip_spans(scatter_worker *w, tile *t, const box *box)
+static void clip_spans(const scatter_worker *w, tile *t, const box *box)
 {
     const scattered *s = w->s;
     const boxes *b = &s->boxes;
@@ -189,10 +189,19 @@ static void clip_spans(scatter_worker *w, tile *t, const box *box)
         if (span->z < 0 || span->key >= box->x_end || last + s->geometry->spread < box->x)
             continue;
         const int64_t row = row_of(b, s->geometry, span->z, span->y) - box->row;
-        w->token[count] = row * b->most_keys + b->margin + span->key - box->x;
-        t->spans[count++] = *span;
+        t->spans[count] = *span;
+        t->spans[count++].token = row * b->most_keys + b->margin + span->key - box->x;
     }
     t->count = count;
+}
+
+/* As unpack_natural, past the caches. */
+static void stream_tokens(const real *source, int64_t step, int64_t tokens, int64_t channels,
+                          char *to, int64_t token)
+{
+    for (int64_t t = 0; t < tokens; t++, source += step, to += token)
+        for (int64_t c = 0; c < channels; c += VL)
+            vec_stream((real *)to + c, vec_load(source + c));
 }
 
 static void store_box(const scatter_worker *w, const box *box)
@@ -206,11 +215,14 @@ static void store_box(const scatter_worker *w, const box *box)
         const int64_t y = place * b->groups + group, z = row / b->places / b->groups;
         if (y >= g->axis[1].key_extent)
             continue;
-        unpack_natural(
-            s->key.dtype, w->sum + ((row - box->row) * b->most_keys + b->margin) * step, step,
-            (int)(box->x_end - box->x), s->depth,
-            tensor_at(&s->key, box->pair / g->kv_heads, box->pair % g->kv_heads, z, y, box->x),
-            s->key.axis[2]);
+        const real *from = w->sum + ((row - box->row) * b->most_keys + b->margin) * step;
+        char *to =
+            tensor_at(&s->key, box->pair / g->kv_heads, box->pair % g->kv_heads, z, y, box->x);
+        if (s->stream)
+            stream_tokens(from, step, box->x_end - box->x, s->depth, to, s->key.axis[2]);
+        else
+            unpack_natural(s->key.dtype, from, step, (int)(box->x_end - box->x), s->depth, to,
+                           s->key.axis[2]);
     }
 }
 
@@ -309,7 +321,7 @@ static void run_share(scatter_worker *w, int64_t unit)
             if (!s->more_sums)
                 continue;
             for (int k = 0; k < t.count; k++)
-                w->token[k] = t.spans[k].y;
+                t.spans[k].token = t.spans[k].y;
             load_queries(w, &t);
             scatter_tile(w, &t, &weights);
         }
@@ -345,6 +357,7 @@ static void scatter_task(void *context, int64_t number)
         else
             run_box(&w, unit - before);
     }
+    vec_fence();
 }
 
 /* The sum of one element over shares and, for a bias, over the batch. */
@@ -374,13 +387,10 @@ static void store_bias(const scattered *s, real *room)
 {
     const natten_problem *p = s->problem;
     const na_geometry *g = s->geometry;
-    const int64_t size_y = 2 * p->axis[1].window - 1, size_x = 2 * p->axis[2].window - 1;
     for (int64_t h = 0; h < p->heads; h++)
         for (int64_t i = 0; i < s->bias_head; i++) {
             room[0] = share_sum(s, h / g->group, p->batch,
                                 s->more_sums + h % g->group * s->bias_head + i);
-            const int64_t row = i / size_x;
-            unpack_natural(s->bias.dtype, room, 0, 1, 1,
-                           tensor_at(&s->bias, 0, h, row / size_y, row % size_y, i % size_x), 0);
+            unpack_natural(s->bias.dtype, room, 0, 1, 1, bias_at(p, &s->bias, h, i), 0);
         }
 }

@@ -19,6 +19,7 @@ typedef struct unfused {
     const real *bias;  /* score: [head][2K-1]... or NULL */
     int64_t bias_head; /* reals of one head's bias */
     int64_t workers;
+    int stream;        /* gather: outputs may be written past the caches */
     int64_t key_depth; /* score: between channels of packed keys */
     int64_t slot_step; /* reals of a slot of packed keys */
     char *memory;      /* of all workers */
@@ -27,10 +28,11 @@ typedef struct unfused {
 
 typedef struct worker {
     const unfused *u;
-    int64_t pair; /* batch and key head whose additional tokens are packed, or -1 */
-    const na_work *work;
+    int64_t pair;        /* batch and key head whose additional tokens are packed, or -1 */
+    const na_work *work; /* pack_keys: whose keys are packed; look_ahead: the next one's */
+    ahead keys, rest;    /* what the next task packs; what the next tile reads, this one writes */
     int64_t *tags;
-    na_key_row *rows;
+    na_key_row *rows; /* of this task, then of the next */
     na_span *spans;
     real *key;   /* packed: score [slot][channel][key], gather [slot][key][channel] */
     real *query; /* score: [row][channel][lane]; gather: sums [row][lane][channel] */
@@ -43,7 +45,7 @@ static worker score_worker(const unfused *u, pieces *p)
     const na_geometry *g = u->geometry;
     worker w = {.u = u, .pair = -1};
     w.tags = piece(p, g->additional_slot, sizeof *w.tags);
-    w.rows = piece(p, g->key_rows, sizeof *w.rows);
+    w.rows = piece(p, 2 * (int64_t)g->key_rows, sizeof *w.rows);
     w.spans = piece(p, g->spans, sizeof *w.spans);
     w.key = piece(p, g->slots * u->slot_step + 4 * VL, sizeof(real));
     w.query = piece(p, (int64_t)NA_ROWS * u->depth * VL, sizeof(real));
@@ -57,7 +59,7 @@ static worker gather_worker(const unfused *u, pieces *p)
     const na_geometry *g = u->geometry;
     worker w = {.u = u, .pair = -1};
     w.tags = piece(p, g->additional_slot, sizeof *w.tags);
-    w.rows = piece(p, g->key_rows, sizeof *w.rows);
+    w.rows = piece(p, 2 * (int64_t)g->key_rows, sizeof *w.rows);
     w.spans = piece(p, g->spans, sizeof *w.spans);
     w.key = piece(p, g->slots * u->slot_step, sizeof(real));
     w.query = piece(p, NA_ROWS * VL * padded(u->depth), sizeof(real));
@@ -110,16 +112,32 @@ static int pack_keys(worker *w, const na_work *work, int transposed)
     return row_count;
 }
 
-/* Adds the bias to a span's scores of one tile row. */
-static void add_bias(const unfused *u, const tile *t, const na_span *span, place p, int row,
-                     real *score)
+/* A na_pack that only notes what will be packed. */
+static void note_slot(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
 {
-    const natten_axis *axis = u->geometry->axis;
+    worker *w = context;
+    const tensor *key = &w->u->key;
+    (void)slot;
+    ahead_add(&w->keys, tensor_at(key, w->work->batch, w->work->kv_head, z, y, part->first),
+              key->axis[2], w->u->depth * stored_size(key->dtype), part->width);
+}
+
+/* Notes the keys that the next task packs, to be fetched in so many steps. */
+static void look_ahead(worker *w, const na_work *next, int64_t steps)
+{
+    const na_geometry *g = w->u->geometry;
+    na_key_row *rows = w->rows + g->key_rows;
+    w->work = next;
+    na_ring_missing(g, next, rows, na_key_rows(g, next, rows), w->tags, note_slot, w);
+    ahead_share(&w->keys, steps);
+}
+
+/* Adds the bias to a span's scores of one tile row. */
+static void add_bias(const unfused *u, const tile *t, const na_span *span, int row, real *score)
+{
     const na_lanes *lanes = na_work_lanes(u->geometry, t->work, t->number, row);
-    const int64_t z = t->bias_z + p.z, y = t->bias_y[row] + p.y - t->ahead[row];
     const real *bias = u->bias + (t->work->head + row % t->work->heads) * u->bias_head;
-    bias += (z * (2 * axis[1].window - 1) + y) * (2 * axis[2].window - 1);
-    bias += span->first - t->work->block->offset[row / t->work->heads];
+    bias += bias_entry(u->geometry, t->work, span, row);
     const vec_index index = vec_index_load(lanes->bias);
     for (int k = 0; k < span->len; k++, bias++, score += t->width) {
         vec b = lanes->uniform ? vec_set1(bias[lanes->bias[0]]) : vec_gather(bias, index);
@@ -143,7 +161,7 @@ static void forbid(const unfused *u, const tile *t, const na_span *span, int row
     }
 }
 
-static void score_tile(const worker *w, tile *t)
+static void score_tile(worker *w, tile *t)
 {
     const unfused *u = w->u;
     const int rows = t->work->rows;
@@ -165,13 +183,15 @@ static void score_tile(const worker *w, tile *t)
         na_span span = t->spans[i];
         const place p = place_of(t, &span);
         real *score[NA_ROWS];
+        ahead_fetch(&w->keys);
+        ahead_fetch(&w->rest);
         for (int r = span.lo; r < span.hi; r++)
             score[r] = w->score + r * row_step + slot_of(t, &span, p, r) * t->width;
         span.limit = NULL;
         correlate_span(&s, &span, score, 0);
         span.limit = t->spans[i].limit;
         for (int r = span.lo; r < span.hi && u->bias && span.z >= 0; r++)
-            add_bias(u, t, &span, p, r, score[r]);
+            add_bias(u, t, &span, r, score[r]);
         for (int r = span.lo; r < span.hi && span.limit; r++)
             forbid(u, t, &span, r, score[r]);
     }
@@ -180,44 +200,14 @@ static void score_tile(const worker *w, tile *t)
                      query_at(&u->attn, t, r), u->attn.axis[2]);
 }
 
-/* Values that one block of spans may bring, so that they stay in the first-level cache. */
-enum { VALUE_BYTES = 24 << 10 };
-
-/* The end of a block of spans from `begin` on: the slots of each row follow one another. Sets where
- * each row's weights begin. */
-static int gather_block(const unfused *u, const tile *t, const weights *weights, int begin,
-                        real *at[NA_ROWS])
-{
-    int64_t next[NA_ROWS], bytes = 0;
-    const int64_t token = padded(u->depth) * (int64_t)sizeof(real);
-    for (int r = 0; r < t->work->rows; r++)
-        next[r] = -1;
-    for (int i = begin; i < t->count; i++) {
-        const na_span *span = &t->spans[i];
-        const place p = place_of(t, span);
-        bytes += span->len * token;
-        if (bytes > VALUE_BYTES && i > begin)
-            return i;
-        for (int r = span->lo; r < span->hi; r++)
-            if (next[r] >= 0 && next[r] != slot_of(t, span, p, r))
-                return i;
-        for (int r = span->lo; r < span->hi; r++) {
-            const int64_t slot = slot_of(t, span, p, r);
-            if (next[r] < 0)
-                at[r] = weights->row[r] + slot;
-            next[r] = slot + span->len;
-        }
-    }
-    return t->count;
-}
-
-static void gather_tile(const worker *w, tile *t)
+static void gather_tile(worker *w, tile *t)
 {
     const unfused *u = w->u;
     const int rows = t->work->rows;
     const int64_t step = padded(u->depth);
     const weights weights = load_weights(t, &u->attn, u->slots, w->score);
     const int direct = stored_size(u->query.dtype) == sizeof(real) && u->depth % VL == 0;
+    ahead_fetch(&w->keys);
     real factor[NA_ROWS * VL] __attribute__((aligned(64))), *out[NA_ROWS];
     real *at[NA_ROWS];
     for (int r = 0; r < rows; r++) {
@@ -226,12 +216,13 @@ static void gather_tile(const worker *w, tile *t)
         at[r] = weights.row[r];
     }
     for (int begin = 0, end; begin < t->count; begin = end) {
-        end = gather_block(u, t, &weights, begin, at);
+        end = next_block(t, &weights, u->depth, begin, at);
         const aggregation a = {.spans = t->spans + begin,
                                .count = end - begin,
                                .lanes = t->lanes,
                                .begin = begin == 0,
                                .end = end == t->count,
+                               .stream = direct && u->stream,
                                .width = 1,
                                .weight_lane = weights.lane,
                                .weight = at,
@@ -259,20 +250,32 @@ static void run_tasks(const unfused *u, int64_t number, int transposed)
         w.tags[i] = -1;
     const int64_t end = (number + 1) * g->tasks / u->workers;
     for (int64_t task = number * g->tasks / u->workers; task < end; task++) {
-        const na_work work = na_work_at(g, task);
+        const na_work work = na_work_at(g, task), next = na_work_at(g, task + (task + 1 < end));
         const int row_count = pack_keys(&w, &work, transposed);
         tile t = tile_of_task(g, &work);
-        int from, to;
+        int from, to, next_from, next_to;
         task_tiles(g, &work, &from, &to);
+        task_tiles(g, &next, &next_from, &next_to);
+        ahead_clear(&w.keys);
+        look_ahead(&w, &next, (int64_t)(to - from) * (transposed ? row_count : 1));
         t.spans = w.spans;
         for (int i = from; i < to; i++) {
             tile_at(&t, i, w.rows, row_count);
-            if (transposed)
-                score_tile(&w, &t);
-            else
+            if (!transposed) {
                 gather_tile(&w, &t);
+                continue;
+            }
+            ahead_clear(&w.rest);
+            look_at_tile(&w.rest, &u->attn, g, &work, i, u->slots);
+            if (i + 1 < to)
+                look_at_tile(&w.rest, &u->query, g, &work, i + 1, u->depth);
+            else
+                look_at_tile(&w.rest, &u->query, g, &next, next_from, u->depth);
+            ahead_share(&w.rest, t.count);
+            score_tile(&w, &t);
         }
     }
+    vec_fence();
 }
 
 static void score_task(void *context, int64_t worker) { run_tasks(context, worker, 1); }
@@ -330,6 +333,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
         u->key_depth += u->key_depth / line % 2 ? 0 : line;
         u->slot_step = u->key_depth * u->depth;
     }
+    u->stream = !scores && forward_streams(&u->query);
     pieces worker = {NULL, 0};
     (void)(scores ? score_worker(u, &worker) : gather_worker(u, &worker));
     u->bytes = worker.used;
@@ -357,6 +361,8 @@ static int scattered_of(const natten_plan *plan, const natten_run *run, scattere
     s->depth = (int)(keys ? p->head_dim : p->value_dim);
     s->slots = slots_of(p);
     s->factor = keys ? (real)p->scale : 1;
+    s->stream = s->key.data && stored_size(s->key.dtype) == sizeof(real) && s->depth % VL == 0 &&
+                forward_streams(&s->key);
     s->pairs = p->batch * p->kv_heads;
     s->pair_tasks = s->geometry->tasks / s->pairs;
     s->more_sums = s->more.data ? p->additional_tokens * padded(s->depth) : 0;
@@ -371,20 +377,6 @@ static int scattered_of(const natten_plan *plan, const natten_run *run, scattere
     const int64_t units = box_units(s) + share_units(s);
     s->workers = na_workers(run, units);
     return units > 0;
-}
-
-static void load_bias(const tensor *rpb, const natten_problem *p, real *to)
-{
-    const int64_t size_y = 2 * p->axis[1].window - 1, size_x = 2 * p->axis[2].window - 1;
-    const int64_t rows = (2 * p->axis[0].window - 1) * size_y;
-    real room[VL] __attribute__((aligned(64)));
-    for (int64_t h = 0; h < p->heads; h++)
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t x = 0; x < size_x; x++) {
-                pack_natural(rpb->dtype, tensor_at(rpb, 0, h, i / size_y, i % size_y, x), 0, 1, 1,
-                             1, room, 0);
-                *to++ = room[0];
-            }
 }
 
 static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
@@ -412,7 +404,7 @@ static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
         if (!taken)
             continue;
         if (rpb.data) {
-            load_bias(&rpb, p, bias);
+            bias_pack(p, &rpb, 1, bias);
             u.bias = bias;
         }
         if (moves)

@@ -95,10 +95,17 @@ static inline int64_t slot_of(const tile *t, const na_span *span, place p, int r
 /* Where the first lane of tile row r is in a tensor of queries. */
 static char *query_at(const tensor *x, const tile *t, int row)
 {
-    const na_work *w = t->work;
-    return tensor_at(x, w->batch, w->head + row % w->heads, w->z,
-                     na_work_query(t->geometry, w, row),
-                     na_work_lanes(t->geometry, w, t->number, row)->query);
+    return query_row(t->geometry, t->work, t->number, row, x);
+}
+
+/* Notes a tile's rows of a tensor. */
+static void look_at_tile(ahead *a, const tensor *x, const na_geometry *g, const na_work *work,
+                         int number, int64_t elements)
+{
+    const int lanes = na_work_lanes(g, work, number, 0)->count;
+    for (int r = 0; r < work->rows; r++)
+        ahead_add(a, query_row(g, work, number, r, x), x->axis[2], elements * stored_size(x->dtype),
+                  lanes);
 }
 
 /* Scores [slot][width lanes] of VL slots to memory, at most `slots` of them. */
@@ -121,17 +128,37 @@ static ALWAYS_INLINE void store_square(const int dtype, const real *score, int w
     else if (i < lanes) store_stored(dtype, to + i * lane, r[i]);
 }
 
+/* Scores of one slot to memory: less work than a square where few slots are left. */
+static ALWAYS_INLINE void store_slot(const int dtype, const real *score, int lanes, char *to,
+                                     int64_t lane)
+{
+    char all[VL * sizeof(real)];
+    store_stored(dtype, all, vec_loadu(score));
+    for (int l = 0; l < lanes; l++)
+        memcpy(to + l * lane, all + l * stored_size(dtype), (size_t)stored_size(dtype));
+}
+
+enum { FEW_SLOTS = VL / 4 };
+
+static ALWAYS_INLINE void store_row(const int dtype, const real *score, int width, int64_t slots,
+                                    int lanes, char *to, int64_t lane)
+{
+    const int size = stored_size(dtype);
+    for (; slots > FEW_SLOTS; slots -= VL, score += VL * width, to += VL * size)
+        store_square(dtype, score, width, slots, lanes, to, lane);
+    for (; slots > 0; slots--, score += width, to += size)
+        store_slot(dtype, score, lanes, to, lane);
+}
+
 /* Scores of a tile row to memory. Score holds slots up to a multiple of VL. */
 static void store_scores(int dtype, const real *score, int width, int64_t slots, int lanes,
                          char *to, int64_t lane)
 {
-    for (int64_t s = 0; s < slots; s += VL, score += VL * width) {
 #define ONE(type)                                                                                  \
     if (dtype == type)                                                                             \
-        store_square(type, score, width, slots - s, lanes, to + s * stored_size(type), lane);
-        STORED(ONE)
+        store_row(type, score, width, slots, lanes, to, lane);
+    STORED(ONE)
 #undef ONE
-    }
 }
 
 /* Weights of a tile for aggregate and scatter: row r's slot s, lane l, at row[r][l * lane + s]. */
@@ -192,4 +219,35 @@ static weights load_weights(const tile *t, const tensor *attn, int64_t slots, re
         w.row[r] = room;
     }
     return w;
+}
+
+/* Values (or sums) of one block of spans, so that they stay in the first-level cache. */
+enum { VALUE_BYTES = 24 << 10 };
+
+/* The end of a block of spans from `begin` on: the slots of each row follow one another. Sets where
+ * each row's weights begin. */
+static int next_block(const tile *t, const weights *weights, int depth, int begin,
+                      real *at[NA_ROWS])
+{
+    int64_t next[NA_ROWS], bytes = 0;
+    const int64_t token = padded(depth) * (int64_t)sizeof(real);
+    for (int r = 0; r < t->work->rows; r++)
+        next[r] = -1;
+    for (int i = begin; i < t->count; i++) {
+        const na_span *span = &t->spans[i];
+        const place p = place_of(t, span);
+        bytes += span->len * token;
+        if (bytes > VALUE_BYTES && i > begin)
+            return i;
+        for (int r = span->lo; r < span->hi; r++)
+            if (next[r] >= 0 && next[r] != slot_of(t, span, p, r))
+                return i;
+        for (int r = span->lo; r < span->hi; r++) {
+            const int64_t slot = slot_of(t, span, p, r);
+            if (next[r] < 0)
+                at[r] = weights->row[r] + slot;
+            next[r] = slot + span->len;
+        }
+    }
+    return t->count;
 }

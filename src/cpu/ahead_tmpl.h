@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ * Memory that will be wanted soon, fetched bit by bit during other work. Rows of tokens with other
+ * heads' tokens in between are nothing that processors foresee by themselves.
+ * Parameters: none. */
+
+enum { AHEAD_RUNS = 64 };
+
+/* Pieces of so many bytes, `step` bytes apart. */
+typedef struct ahead_run {
+    const char *at;
+    int64_t step;
+    int bytes, left;
+} ahead_run;
+
+typedef struct ahead {
+    int count, next; /* next: the first run with pieces left */
+    int64_t pieces;
+    int quota; /* pieces to be fetched at a time */
+    ahead_run run[AHEAD_RUNS];
+} ahead;
+
+static void ahead_clear(ahead *a)
+{
+    a->count = a->next = a->quota = 0;
+    a->pieces = 0;
+}
+
+static void ahead_add(ahead *a, const char *at, int64_t step, int64_t bytes, int pieces)
+{
+    if (a->count == AHEAD_RUNS)
+        return;
+    a->run[a->count++] = (ahead_run){at, step, (int)bytes, pieces};
+    a->pieces += pieces;
+}
+
+/* So that all are fetched in this many times. */
+static void ahead_share(ahead *a, int64_t times)
+{
+    a->quota = (int)((a->pieces + times - 1) / times);
+}
+
+static void ahead_fetch(ahead *a)
+{
+    for (int n = 0; n < a->quota && a->next < a->count; n++) {
+        ahead_run *run = &a->run[a->next];
+        for (int i = 0; i < run->bytes; i += 64)
+            __builtin_prefetch(run->at + i, 0, 2);
+        run->at += run->step;
+        a->next += --run->left == 0;
+    }
+}
