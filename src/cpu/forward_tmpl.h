@@ -296,22 +296,23 @@ static void forward_rescale(forward_tile *t, int first)
     }
 }
 
-/* Scores to weights, in place: reals scores of row r. */
+/* Scores to weights, in place: `reals` scores of row r. In half tiles a row may stand in the middle
+ * of a vector. */
 static void forward_weigh(forward_tile *t, int r, int64_t reals)
 {
     const reference m = reference_of(vec_load(t->low + r * VL));
     vec a = vec_load(t->total + r * VL), b = vec_zero();
     real *p = t->at[r], *const end = p + reals;
     for (; p + 2 * VL <= end; p += 2 * VL) {
-        const vec x = power(vec_load(p), m), y = power(vec_load(p + VL), m);
-        vec_store(p, x);
-        vec_store(p + VL, y);
+        const vec x = power(vec_loadu(p), m), y = power(vec_loadu(p + VL), m);
+        vec_storeu(p, x);
+        vec_storeu(p + VL, y);
         a = vec_add(a, x);
         b = vec_add(b, y);
     }
     if (p + VL <= end) {
-        const vec x = power(vec_load(p), m);
-        vec_store(p, x);
+        const vec x = power(vec_loadu(p), m);
+        vec_storeu(p, x);
         a = vec_add(a, x);
         p += VL;
     }

@@ -20,7 +20,7 @@ WORD vec vec_split2(vec a, vec *exponent)
 /* The exponent is moved by a multiplication, so that denormal halves come out right. */
 WORD vec vec_load_f16(const uint16_t *p)
 {
-    vec_index half;
+    vec_index half = {0};
     for (int i = 0; i < VL; i++)
         half[i] = p[i];
     vec magnitude = (vec)((half & 0x7fff) << 13) * 0x1p112f;
@@ -34,7 +34,7 @@ WORD void vec_store_f16(uint16_t *p, vec a)
 }
 WORD vec vec_load_bf16(const uint16_t *p)
 {
-    vec_index bits;
+    vec_index bits = {0};
     for (int i = 0; i < VL; i++)
         bits[i] = (int32_t)((uint32_t)p[i] << 16);
     return (vec)bits;

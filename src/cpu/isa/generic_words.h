@@ -67,14 +67,14 @@ WORD vec vec_pin(vec a) { return a; }
 
 WORD vec_index vec_index_load(const int32_t *p)
 {
-    vec_index a;
+    vec_index a = {0};
     for (int i = 0; i < VL; i++)
         a[i] = p[i];
     return a;
 }
 WORD vec vec_gather(const real *p, vec_index i)
 {
-    vec a;
+    vec a = {0};
     for (int l = 0; l < VL; l++)
         a[l] = p[i[l]];
     return a;
