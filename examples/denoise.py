@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -87,7 +88,9 @@ def picture(panels: list[tuple[str, torch.Tensor]], crop: tuple[slice, slice]) -
 def main() -> None:
     arguments = argparse.ArgumentParser(description="non-local means by neighborhood attention")
     arguments.add_argument("--image", default="flower.jpg", choices=["china.jpg", "flower.jpg"])
-    arguments.add_argument("--output", default="denoise.png", help="where to put the picture")
+    arguments.add_argument(
+        "--output", default=Path("out/denoise.png"), type=Path, help="where to put the picture"
+    )
     arguments.add_argument("--sigma", type=float, default=0.1, help="noise, of a range of 1")
     options = arguments.parse_args()
     torch.manual_seed(0)
@@ -115,6 +118,7 @@ def main() -> None:
         (f"after one call: {after:.1f} dB, {seconds:.2f} s", clean),
     ]
     middle = slice(150, 150 + width // 4), slice(width // 4, width // 4 + width // 2)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     picture(panels, middle).save(options.output)
     print(f"side by side: {options.output}")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -129,7 +130,7 @@ def draw_window(axes, image: np.ndarray, weights: np.ndarray, query: tuple[int, 
 
 
 @torch.no_grad()
-def draw(model: Classifier, images: torch.Tensor, labels: torch.Tensor, path: str) -> None:
+def draw(model: Classifier, images: torch.Tensor, labels: torch.Tensor, path: Path) -> None:
     queries = [(3, 3), (4, 5), (0, 4)]
     shown = [int((labels == digit).nonzero()[0]) for digit in (3, 5, 8)]
     columns = 1 + 2 * len(queries)
@@ -151,14 +152,17 @@ def draw(model: Classifier, images: torch.Tensor, labels: torch.Tensor, path: st
         axes.set_xticks([])
         axes.set_yticks([])
     figure.tight_layout(pad=0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     print(f"windows and attention maps: {path}")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description="classify digits by neighborhood attention")
-    arguments.add_argument("--output", default="digits.png", help="where to put the picture")
-    arguments.add_argument("--epochs", type=int, default=20)
+    arguments.add_argument(
+        "--output", default=Path("out/digits.png"), type=Path, help="where to put the picture"
+    )
+    arguments.add_argument("--epochs", type=int, default=15)
     options = arguments.parse_args()
     torch.manual_seed(0)
     digits = load_digits()
