@@ -270,6 +270,15 @@ def undisturbed(library: ctypes.CDLL, threads: int) -> bool:
     return min(on_threads(threads, lambda _: library.plain_share(0.002))) >= LEAST_SHARE
 
 
+def processor_seconds(call) -> float:
+    """Processor time per call: what is left to measure, on one thread, beside other programs."""
+    calls, start = 0, time.process_time()
+    while calls == 0 or time.process_time() - start < LEAST_SECONDS:
+        call()
+        calls += 1
+    return (time.process_time() - start) / calls
+
+
 def sample(call, threads: int) -> tuple[float, float]:
     """Seconds per call, and the share of the processors that it used."""
     calls = 0
@@ -281,7 +290,9 @@ def sample(call, threads: int) -> tuple[float, float]:
     return wall / calls, cpu / (wall * threads)
 
 
-def measure(calls: dict, library: ctypes.CDLL, threads: int, seconds: float) -> dict[str, Samples]:
+def measure(
+    calls: dict, library: ctypes.CDLL, threads: int, seconds: float, busy: bool
+) -> dict[str, Samples]:
     results = {name: Samples() for name in calls}
     for call in calls.values():
         call()
@@ -289,6 +300,10 @@ def measure(calls: dict, library: ctypes.CDLL, threads: int, seconds: float) -> 
     rounds = 0
     while rounds < 5 or (time.perf_counter() - start < seconds and rounds < 200):
         for name, call in calls.items():
+            if busy:
+                results[name].seconds.append(processor_seconds(call))
+                results[name].shares.append(1)
+                continue
             for _ in range(4):
                 before = undisturbed(library, threads)
                 taken, share = sample(call, threads)
@@ -346,17 +361,25 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--seconds", type=float, default=4, help="for each table line group")
     arguments.add_argument("--output", type=Path, help="CSV file (default: bench/results/...)")
+    arguments.add_argument(
+        "--busy", action="store_true", help="beside other programs: 1 thread, processor time"
+    )
     options = arguments.parse_args()
+    if options.busy:
+        options.threads = 1
     torch.set_num_threads(options.threads)
     today = datetime.date.today().isoformat()
     machine = re.sub(r"\W+", "-", processor()).strip("-").lower()
     output = options.output or HERE / "results" / f"{today}-{machine}.csv"
-    print(f"{processor()}, {options.threads} threads, {today}, commit {commit()}")
+    clock_name = "processor time" if options.busy else "wall time"
+    print(f"{processor()}, {options.threads} threads, {clock_name}, {today}, commit {commit()}")
     print(f"natten {natten.__version__}, torch {torch.__version__}; medians [quartiles], ratios")
     rows = []
 
     def write(*row) -> None:
-        rows.append((*row, options.threads, processor(), torch.__version__, today, commit()))
+        rows.append(
+            (*row, clock_name, options.threads, processor(), torch.__version__, today, commit())
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         fast = ["-O3", "-march=native", "-ffast-math"]
@@ -373,11 +396,13 @@ def main() -> None:
             groups.append(("both", contenders.both, trainable))
             for direction, function, names in groups:
                 calls = {name: (lambda n=name, f=function: f(n)) for name in names}
-                results = measure(calls, clock, options.threads, options.seconds)
+                results = measure(calls, clock, options.threads, options.seconds, options.busy)
                 report(contenders.p, direction, results, write)
             for name, size in contenders.too_large.items():
                 print(f"{text:34} {name} left out: needs at least {size / 1e9:.1f} GB")
-    head = "problem direction contender median_ms low_ms high_ms ratio samples threads cpu torch"
+    head = (
+        "problem direction contender median_ms low_ms high_ms ratio samples clock threads cpu torch"
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", newline="") as file:
         writer = csv.writer(file)
