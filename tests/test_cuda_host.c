@@ -2,6 +2,7 @@
  * The CUDA half's manners, on the driver made for tests: threads, forks, contexts, devices. */
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -93,6 +94,30 @@ static void sizes(void)
     CHECK(unit_error_has("31 bits"));
 }
 
+/* A problem nobody compiled before: whether the program's end waits for what was started is seen by
+ * its not crashing. */
+static void backward_ahead(void)
+{
+    unit_test("the backward is compiled while the forward runs");
+    char folder[] = "/tmp/natten-ahead-XXXXXX", command[64];
+    CHECK(mkdtemp(folder) != NULL);
+    setenv("NATTEN_CACHE_DIR", folder, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        natten_problem problem = problem_of(NATTEN_FORWARD, 16);
+        problem.roles |= natten_bit(NATTEN_LSE);
+        natten_problem_pack(&problem, NATTEN_HEADS_LAST);
+        natten_plan *plan;
+        exit(natten_plan_create(&problem, "cuda-reference", &plan) != NATTEN_OK);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    snprintf(command, sizeof command, "test $(ls %s | wc -l) = 2", folder);
+    CHECK(system(command) == 0);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    CHECK(system(command) == 0);
+}
+
 static void forks(void)
 {
     unit_test("a forked child is told so");
@@ -110,6 +135,7 @@ static void forks(void)
 
 int main(void)
 {
+    backward_ahead(); /* before anything starts CUDA, as it forks */
     threads();
     contexts();
     sizes();

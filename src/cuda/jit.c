@@ -288,6 +288,55 @@ static natten_status fill_entry(entry *e)
     return status;
 }
 
+/* ----------------------------------------------------------------------------------------------
+ * ahead of its use */
+
+static int preparing;
+static pid_t preparing_process;
+
+static void *prepare_entry(void *which)
+{
+    na_lock_take(NA_LOCK_JIT);
+    fill_entry(which);
+    preparing--;
+    pthread_cond_broadcast(&finished);
+    na_lock_give(NA_LOCK_JIT);
+    return NULL;
+}
+
+/* At exit NVRTC tears itself down: no thread may be inside it then. */
+static void finish_preparing(void)
+{
+    na_lock_take(NA_LOCK_JIT);
+    while (preparing && preparing_process == getpid())
+        na_lock_wait(NA_LOCK_JIT, &finished);
+    na_lock_give(NA_LOCK_JIT);
+}
+
+void na_jit_prepare(const na_special *special)
+{
+    static int registered;
+    pthread_t thread;
+    if (na_device_is_rehearsed())
+        return;
+    na_lock_take(NA_LOCK_JIT);
+    entry *e = find_entry(special);
+    if (!registered)
+        registered = atexit(finish_preparing) == 0;
+    if (preparing_process != getpid())
+        preparing = 0;
+    preparing_process = getpid();
+    if (registered && e && e->state == MISSING &&
+        !pthread_create(&thread, NULL, prepare_entry, e)) {
+        pthread_detach(thread);
+        preparing++;
+    }
+    na_lock_give(NA_LOCK_JIT);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * loading */
+
 static natten_status load_library(const na_driver *cuda, entry *e)
 {
     if (e->library)
@@ -320,7 +369,7 @@ static natten_status take_function(const na_driver *cuda, entry *e, const char *
 }
 
 /* For a GPU that need not be here: all but loading. */
-static natten_status prepare(const na_special *special)
+static natten_status rehearse(const na_special *special)
 {
     na_cubin cubin;
     natten_status status = obtain(special, &cubin, 1);
@@ -334,7 +383,7 @@ natten_status na_jit_function(const na_special *special, const char *name, void 
     const char *why;
     *function = NULL;
     if (na_device_is_rehearsed())
-        return prepare(special);
+        return rehearse(special);
     const na_driver *cuda = na_driver_find(&why);
     if (!cuda)
         return na_fail(NATTEN_ERROR_DEVICE, "CUDA cannot be used: %s.", why);

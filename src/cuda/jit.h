@@ -51,6 +51,10 @@ natten_status na_jit_compile(const na_special *special, na_cubin *cubin, char **
  * context entered (na_context_enter). Safe during stream capture. */
 natten_status na_jit_function(const na_special *special, const char *name, void **function);
 
+/* Starts to look for, or compile, what will be wanted soon, on a thread of its own, and returns.
+ * What goes wrong is left for na_jit_function to meet again. */
+void na_jit_prepare(const na_special *special);
+
 /* The architecture to compile for: "sm_90" for compute capability 9.0, and "sm_90a" where the text
  * needs what only that generation has. */
 void na_arch_of(const na_device *device, int only_this_generation, char arch[NA_ARCH]);

@@ -130,6 +130,10 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
     if (status == NATTEN_OK) {
         plan->state = s;
         plan->run = run_reference;
+        /* Whoever wants a lse will probably want gradients. */
+        special.macros[0].value = NATTEN_BACKWARD;
+        if (plan->problem.op == NATTEN_FORWARD && na_has(&plan->problem, NATTEN_LSE))
+            na_jit_prepare(&special);
         return NATTEN_OK;
     }
     free(s);
