@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""What is behind natten.functional: from arguments as users write them to the operations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import _attention, _errors, _lib
+from ._window import Bools, Ints, window
+
+Optional = Tensor | None
+
+_autocast_active = torch._C._is_any_autocast_enabled
+
+# Settings of other implementations' kernels, which callers of NATTEN 0.20 and later pass. They do
+# not change results; this library chooses for itself.
+_KNOBS = frozenset(
+    (
+        "xformers_kwargs",
+        "attention_kwargs",
+        "backend",
+        "q_tile_shape",
+        "kv_tile_shape",
+        "backward_q_tile_shape",
+        "backward_kv_tile_shape",
+        "backward_kv_splits",
+        "backward_use_pt_reduction",
+        "run_persistent_kernel",
+        "kernel_schedule",
+        "torch_compile",
+    )
+)
+
+
+# Arguments that are tensors, and whether they may be None.
+_TENSORS = {
+    "query": False,
+    "key": False,
+    "value": False,
+    "attn": False,
+    "rpb": True,
+    "additional_keys": True,
+    "additional_values": True,
+}
+
+
+def _check_knobs(function: str, knobs: dict[str, Any], is_causal: Any) -> Any:
+    """Drops the settings above, and reads the guide's spelling of is_causal."""
+    if "is_casual" in knobs:
+        warnings.warn("is_casual is spelled is_causal.", DeprecationWarning, stacklevel=4)
+        is_causal = knobs.pop("is_casual")
+    for name in knobs:
+        if name not in _KNOBS:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    return is_causal
+
+
+def _check_tensors(arguments: dict[str, Any]) -> None:
+    """What is wrong with these arguments, as far as torch itself could not say it well."""
+    for name, optional in _TENSORS.items():
+        if name not in arguments:
+            continue
+        tensor = arguments[name]
+        if not isinstance(tensor, Tensor):
+            if tensor is None and optional:
+                continue
+            raise _errors.NattenTypeError(
+                f"{name} must be a tensor, got {type(tensor).__name__}. (The positional order is "
+                "that of NATTEN 0.17.)"
+            )
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            kind = "nested" if tensor.is_nested else str(tensor.layout)
+            raise NotImplementedError(
+                f"{name} is a {kind} tensor, which this function does not take."
+            )
+
+
+def _autocast(*tensors: Optional) -> tuple[Any, ...]:
+    """Under autocast, every floating tensor except float64 in the autocast dtype."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype)
+        if t is not None and t.is_floating_point() and t.dtype is not torch.float64
+        else t
+        for t in tensors
+    )
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def public(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What is around every function here: tensor subclasses go first, and what goes wrong is
+    explained. Checks that would only lead to other words are made when something went wrong."""
+    parameters = inspect.signature(function)
+
+    def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
+        status = _lib.library.natten_torch_failure()
+        if status:
+            return _errors.from_status(status, str(error))
+        if not isinstance(error, _errors.NattenError):
+            _check_tensors(parameters.bind(*args, **kwargs).arguments)
+        return error
+
+    @functools.wraps(function)
+    def outer(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if has_torch_function(args) or (kwargs and has_torch_function(tuple(kwargs.values()))):
+            relevant = (*args, *kwargs.values())
+            result: _R = handle_torch_function(outer, relevant, *args, **kwargs)
+            return result
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise explained(error, args, kwargs) from None
+
+    return outer
+
+
+def _scale(scale: float | None, query: Tensor) -> float:
+    if scale is None:
+        return query.shape[-1] ** -0.5 if query.shape[-1] else 1.0
+    if isinstance(scale, (float, int)) and not isinstance(scale, bool):
+        return float(scale)
+    if isinstance(scale, (torch.SymFloat, torch.SymInt)):
+        return scale
+    raise _errors.NattenTypeError(f"scale must be a number, got {scale!r}.")
+
+
+def fused(
+    rank: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints,
+    is_causal: Bools | None,
+    rpb: Optional,
+    scale: float | None,
+    additional_keys: Optional,
+    additional_values: Optional,
+    stride: Ints,
+    return_lse: bool,
+    origins: tuple[Ints | None, Ints | None, Ints | None],
+    knobs: dict[str, Any],
+) -> Any:
+    if knobs:
+        is_causal = _check_knobs(f"na{rank}d", knobs, is_causal)
+    if torch.compiler.is_compiling() or _autocast_active():
+        query, key, value, rpb, additional_keys, additional_values = _autocast(
+            query, key, value, rpb, additional_keys, additional_values
+        )
+    if rpb is not None and rpb.dtype != query.dtype:
+        rpb = rpb.to(query.dtype)
+    shape = window(
+        rank, kernel_size, stride, dilation, is_causal, *origins, key.shape[1 : 1 + rank]
+    )
+    tensors = (query, key, value, rpb, additional_keys, additional_values)
+    out, lse = _attention.fused(*tensors, shape, _scale(scale, query))
+    return (out, lse) if return_lse else out
+
+
+def qk(
+    rank: int,
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Ints,
+    dilation: Ints,
+    additional_keys: Optional,
+    is_causal: Bools | None,
+    rpb: Optional,
+    stride: Ints,
+    origins: tuple[Ints | None, Ints | None, Ints | None],
+    knobs: dict[str, Any],
+) -> Tensor:
+    if knobs:
+        is_causal = _check_knobs(f"na{rank}d_qk", knobs, is_causal)
+    if torch.compiler.is_compiling() or _autocast_active():
+        query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)
+    if rpb is not None and rpb.dtype != query.dtype:
+        rpb = rpb.to(query.dtype)
+    shape = window(
+        rank, kernel_size, stride, dilation, is_causal, *origins, key.shape[2 : 2 + rank]
+    )
+    return _attention.qk(query, key, rpb, additional_keys, shape)
+
+
+def av(
+    rank: int,
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation: Ints,
+    additional_values: Optional,
+    is_causal: Bools | None,
+    stride: Ints,
+    origins: tuple[Ints | None, Ints | None, Ints | None],
+    knobs: dict[str, Any],
+) -> Tensor:
+    if knobs:
+        is_causal = _check_knobs(f"na{rank}d_av", knobs, is_causal)
+    if torch.compiler.is_compiling() or _autocast_active():
+        attn, value, additional_values = _autocast(attn, value, additional_values)
+    if attn.dtype != value.dtype and attn.is_floating_point() and value.is_floating_point():
+        attn = attn.to(value.dtype)
+    shape = window(
+        rank, kernel_size, stride, dilation, is_causal, *origins, value.shape[2 : 2 + rank]
+    )
+    return _attention.av(attn, value, additional_values, shape)
