@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
+STAGES = ("kernels", "python", "sanitizer")
 OPS = ("forward", "backward", "qk", "qk-backward", "av", "av-backward")
 PROBLEMS = [str(ROOT / "tests/problems" / name) for name in ("smoke.txt", "edge.txt", "full.txt")]
 
@@ -103,6 +104,40 @@ def sanitizer(s: Stages) -> None:
 
 def python(s: Stages) -> None:
     s.run("python", [sys.executable, __file__, "--only", "python-tests"], 120, tail=30)
+    s.run("times", [sys.executable, __file__, "--only", "times"], 120, tail=8)
+
+
+def times() -> int:
+    """How long one call takes, forward and backward, in milliseconds."""
+    sys.path.insert(0, str(ROOT / "python"))
+    torch = importlib.import_module("torch")
+    functional = importlib.import_module("natten.functional")
+    for shape, window in (
+        ((16, 56, 56, 4, 32), 7),
+        ((2, 128, 128, 16, 64), 13),
+        ((1, 16, 56, 56, 8, 64), 7),
+        ((1, 8192, 16, 128), 513),
+    ):
+        function = getattr(functional, f"na{len(shape) - 3}d")
+        made = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        q, k, v = (t.requires_grad_() for t in made)
+        out = function(q, k, v, window)
+        d_out = torch.randn_like(out)
+        torch.autograd.grad(out, (q, k, v), d_out, retain_graph=True)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        torch.cuda.synchronize()
+        marks[0].record()
+        for _ in range(3):
+            out = function(q, k, v, window)
+        marks[1].record()
+        torch.autograd.grad(out, (q, k, v), d_out)
+        marks[2].record()
+        torch.cuda.synchronize()
+        forward, backward = marks[0].elapsed_time(marks[1]) / 3, marks[1].elapsed_time(marks[2])
+        print(
+            f"{'x'.join(map(str, shape))} w{window}: {forward:.3f} ms, backward {backward:.3f} ms"
+        )
+    return 0
 
 
 class PlainPytest(types.ModuleType):
@@ -150,11 +185,13 @@ def describe() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("kernels", "python", "sanitizer", "python-tests"))
+    parser.add_argument("--only", choices=(*STAGES, "python-tests", "times"))
     parser.add_argument("out", nargs="?", default=os.environ.get("OUT", str(BUILD / "gpu_check")))
     given = parser.parse_args()
     if given.only == "python-tests":
         return python_tests()
+    if given.only == "times":
+        return times()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     os.environ["NATTEN_CACHE_DIR"] = str(out / "kernels")
@@ -162,11 +199,9 @@ def main() -> int:
     describe()
     if not build(s):
         return 1
-    stages: dict[str, Callable[[Stages], None]] = {
-        "kernels": kernels,
-        "python": python,
-        "sanitizer": sanitizer,
-    }
+    stages: dict[str, Callable[[Stages], None]] = dict(
+        zip(STAGES, (kernels, python, sanitizer), strict=True)
+    )
     for name, stage in stages.items():
         if given.only in (None, name):
             stage(s)

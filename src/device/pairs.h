@@ -59,6 +59,38 @@ NA_WORD real load(const na_reference *p, natten_role role, int64_t index)
     return na_float_of_bf16(((const uint16_t *)data)[index]);
 }
 
+/* Elements in 16 bytes. */
+enum { VECTOR = NA_DTYPE == NATTEN_F64 ? 2 : NA_DTYPE == NATTEN_F32 ? 4 : 8 };
+
+NA_WORD const char *address_of(const na_reference *p, natten_role role, int64_t index)
+{
+    return (const char *)p->data[role] + index * (16 / VECTOR);
+}
+
+NA_WORD int is_aligned(const na_reference *p, natten_role role, int64_t index)
+{
+    return (uint64_t)address_of(p, role, index) % 16 == 0;
+}
+
+/* VECTOR elements from an aligned place. */
+NA_WORD void load_vector(const na_reference *p, natten_role role, int64_t index, real *to)
+{
+    uint32_t bits[4];
+    na_load_16_bytes(address_of(p, role, index), bits);
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++) {
+        uint16_t half = (uint16_t)(bits[i * 4 / VECTOR] >> (i % 2 ? 16 : 0));
+        if (NA_DTYPE == NATTEN_F64)
+            to[i] = (real)na_double_of_bits(bits[i % 2 * 2], bits[i % 2 * 2 + 1]);
+        else if (NA_DTYPE == NATTEN_F32)
+            to[i] = na_float_of_bits(bits[i % 4]);
+        else if (NA_DTYPE == NATTEN_F16)
+            to[i] = na_float_of_f16(half);
+        else
+            to[i] = na_float_of_bf16(half);
+    }
+}
+
 NA_WORD void store(const na_reference *p, natten_role role, int64_t index, real value)
 {
     void *data = p->data[role];

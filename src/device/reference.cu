@@ -32,13 +32,37 @@ NA_WORD natten_role value_role(const pair *w)
     return w->additional ? NATTEN_ADDITIONAL_VALUE : NATTEN_VALUE;
 }
 
+/* The sum over channels of a row of a times (a row of b less one of c); with c NATTEN_ROLES, of a
+ * times b. One product after the other, whether or not rows are aligned: the bits are the same. */
+NA_WORD real dot(const na_reference *p, natten_role a, int64_t from_a, natten_role b,
+                 int64_t from_b, natten_role c, int64_t from_c, int64_t channels)
+{
+    int less = c != NATTEN_ROLES, is_vector = is_aligned(p, a, from_a) && is_aligned(p, b, from_b);
+    int64_t at = 0;
+    real sum = 0, x[VECTOR], y[VECTOR], z[VECTOR];
+    if (is_vector && (!less || is_aligned(p, c, from_c)))
+        for (; at + VECTOR <= channels; at += VECTOR) {
+            load_vector(p, a, from_a + at, x);
+            load_vector(p, b, from_b + at, y);
+            if (less)
+                load_vector(p, c, from_c + at, z);
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++)
+                sum += x[i] * (less ? y[i] - z[i] : y[i]);
+        }
+    for (; at < channels; at++) {
+        real factor = load(p, b, from_b + at);
+        if (less)
+            factor -= load(p, c, from_c + at);
+        sum += load(p, a, from_a + at) * factor;
+    }
+    return sum;
+}
+
 NA_WORD real logit(const na_reference *p, const pair *w)
 {
-    int64_t query = offset_of(p, NATTEN_QUERY, &w->query);
-    int64_t key = offset_of(p, key_role(w), &w->key);
-    real sum = 0;
-    for (int64_t c = 0; c < p->problem.head_dim; c++)
-        sum += load(p, NATTEN_QUERY, query + c) * load(p, key_role(w), key + c);
+    real sum = dot(p, NATTEN_QUERY, offset_of(p, NATTEN_QUERY, &w->query), key_role(w),
+                   offset_of(p, key_role(w), &w->key), NATTEN_ROLES, 0, p->problem.head_dim);
     sum *= (real)p->problem.scale;
     if (!w->additional && has(p, NATTEN_RPB))
         sum += load(p, NATTEN_RPB, w->bias);
@@ -48,17 +72,9 @@ NA_WORD real logit(const na_reference *p, const pair *w)
 /* d_out . (value - out), or d_out . value where there is no out. */
 NA_WORD real value_product(const na_reference *p, const pair *w, int less_out)
 {
-    int64_t value = offset_of(p, value_role(w), &w->key);
-    int64_t d_out = offset_of(p, NATTEN_D_OUT, &w->query);
-    int64_t out = offset_of(p, NATTEN_OUT, &w->query);
-    real sum = 0;
-    for (int64_t c = 0; c < p->problem.value_dim; c++) {
-        real x = load(p, value_role(w), value + c);
-        if (less_out)
-            x -= load(p, NATTEN_OUT, out + c);
-        sum += load(p, NATTEN_D_OUT, d_out + c) * x;
-    }
-    return sum;
+    return dot(p, NATTEN_D_OUT, offset_of(p, NATTEN_D_OUT, &w->query), value_role(w),
+               offset_of(p, value_role(w), &w->key), less_out ? NATTEN_OUT : NATTEN_ROLES,
+               less_out ? offset_of(p, NATTEN_OUT, &w->query) : 0, p->problem.value_dim);
 }
 
 /* The pair's softmax weight (or its entry of attn), and the gradient of its logit. */

@@ -112,6 +112,21 @@ NA_WORD float na_float_of_bits(uint32_t bits)
     return value;
 }
 
+NA_WORD double na_double_of_bits(uint32_t low, uint32_t high)
+{
+    uint64_t bits = (uint64_t)high << 32 | low;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+NA_WORD void na_load_16_bytes(const void *from, uint32_t *to)
+{
+    if ((uintptr_t)from % 16)
+        na_host_fault("16 bytes are loaded from %p", from);
+    memcpy(to, from, 16);
+}
+
 NA_WORD float na_float_of_f16(uint16_t bits)
 {
     _Float16 half;

@@ -37,6 +37,21 @@ NA_WORD double na_shuffle_double(double value, int lane) { return __shfl_sync(~0
 NA_WORD uint32_t na_bits_of_float(float value) { return __float_as_uint(value); }
 NA_WORD float na_float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
 
+NA_WORD double na_double_of_bits(uint32_t low, uint32_t high)
+{
+    return __hiloint2double((int)high, (int)low);
+}
+
+/* 16 bytes from an address that is a multiple of 16. */
+NA_WORD void na_load_16_bytes(const void *from, uint32_t *to)
+{
+    uint4 v = *(const uint4 *)from;
+    to[0] = v.x;
+    to[1] = v.y;
+    to[2] = v.z;
+    to[3] = v.w;
+}
+
 NA_WORD float na_float_of_f16(uint16_t bits)
 {
     float value;
