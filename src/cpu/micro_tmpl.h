@@ -12,30 +12,26 @@
 #if REGISTERS >= 32
 enum { ROWS_MAX = 6, KEYS_MAX = 8, AGGREGATE_ROWS = 6, SCATTER_ROWS = 6 };
 static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 8, 8, 6, 5, 4};
-#define CORRELATE_SHAPES(X)                                                                        \
-    X(1, 1)                                                                                        \
-    X(1, 2)                                                                                        \
-    X(1, 3)                                                                                        \
-    X(1, 4)                                                                                        \
-    X(1, 5)                                                                                        \
-    X(1, 6)                                                                                        \
-    X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(3, 1)        \
-        X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) X(4, 1) X(4, 2) X(4, 3) X(4, 4)    \
-            X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3)        \
-                X(6, 4)
+/* clang-format off */
+#define CORRELATE_SHAPES(X) \
+    X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) \
+    X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) \
+    X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) \
+    X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) \
+    X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) \
+    X(6, 1) X(6, 2) X(6, 3) X(6, 4)
+/* clang-format on */
 #define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #else
 enum { ROWS_MAX = 4, KEYS_MAX = 8, AGGREGATE_ROWS = 3, SCATTER_ROWS = 3 };
 static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 5, 3, 2};
-#define CORRELATE_SHAPES(X)                                                                        \
-    X(1, 1)                                                                                        \
-    X(1, 2)                                                                                        \
-    X(1, 3)                                                                                        \
-    X(1, 4)                                                                                        \
-    X(1, 5)                                                                                        \
-    X(1, 6)                                                                                        \
-    X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1)        \
-        X(4, 2)
+/* clang-format off */
+#define CORRELATE_SHAPES(X) \
+    X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) \
+    X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) \
+    X(3, 1) X(3, 2) X(3, 3) \
+    X(4, 1) X(4, 2)
+/* clang-format on */
 #define ROW_COUNTS(X) X(1) X(2) X(3)
 #endif
 

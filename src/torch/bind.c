@@ -118,8 +118,7 @@ static natten_status mismatch(natten_call *call, const sizes *s, int role, int m
                    names[role], size, s->size[TOKENS] ? " and the additional tokens" : "",
                    s->size[TOKENS] ? "have" : "has", s->size[meaning]);
     if (s->role[meaning] < 0)
-        return BAD("%s has %" D " entries on axis %d, but kernel_size %" D
-                   " asks for %" D ".",
+        return BAD("%s has %" D " entries on axis %d, but kernel_size %" D " asks for %" D ".",
                    names[role], size, meaning - BIASES, call->kernel_size[meaning - BIASES],
                    s->size[meaning]);
     return BAD("%s has %s, but %s has %s.", names[role], here, names[s->role[meaning]], there);
