@@ -120,7 +120,8 @@ static const char *check_memory(const trial *t, tensor tensors[NATTEN_ROLES])
 
 static int is_cuda(const char *kernel) { return !strncmp(kernel, "cuda", 4); }
 
-/* One run; its bits must be those of the first. */
+/* One run; its bits must be those of the first. On a GPU a kernel may hand addresses that are not
+ * aligned to another one, whose bits are its own. */
 static const char *check_run(const trial *t, const natten_plan *plan, placement where, int threads,
                              char **first, record *record, const char *problem)
 {
@@ -134,7 +135,8 @@ static const char *check_run(const trial *t, const natten_plan *plan, placement 
             complaint = natten_plan_run(plan, &run) == NATTEN_OK ? NULL : natten_last_error();
         size_t size;
         char *bytes = complaint ? NULL : result_bytes(t, tensors, &size);
-        if (!complaint && !*first)
+        int other = where == PLACE_ODD && is_cuda(natten_plan_kernel(plan));
+        if (!complaint && (!*first || other))
             complaint = compare_outputs(t, tensors, record, problem);
         else if (!complaint && memcmp(*first, bytes, size))
             complaint = "not the same bits";

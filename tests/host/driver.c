@@ -243,6 +243,14 @@ int symbol_cuTensorMapEncodeTiled(void *result, int dtype, uint32_t rank, void *
     return 0;
 }
 
+int symbol_cuMemsetD32Async(uint64_t address, unsigned value, size_t count, void *stream)
+{
+    (void)stream;
+    for (size_t i = 0; i < count; i++)
+        ((unsigned *)address)[i] = value;
+    return context_depth ? 0 : NO_CONTEXT;
+}
+
 /* What the check program uses (device_memory.c). Memory ends at a forbidden page. */
 
 EXPORT int symbol_cuMemAlloc(uint64_t *address, size_t bytes) __asm__("cuMemAlloc_v2");
