@@ -246,6 +246,9 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
     /* An error of the logits, which grows with them, is an absolute error of a lse. */
     error.allowed = is_lse ? unit * (32 + 4 * largest)
                            : roundoffs(&t->problem, role) * unit * largest + 2 * rounding;
+    /* Errors of rounded weights add up like noise: half the rounding of the largest result. */
+    if (half && !is_lse && t->rounds_weights)
+        error.allowed += (dtype == NATTEN_BF16 ? 0x1p-8 : 0x1p-11) / 2 * largest;
     if (!is_lse && largest > 0) {
         error.worst /= largest;
         error.allowed /= largest;

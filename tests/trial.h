@@ -10,6 +10,7 @@ typedef struct trial {
     natten_problem problem;
     uint64_t outputs;             /* the set of roles the op writes */
     double *values[NATTEN_ROLES]; /* of each role of the problem, in tensor_write's order */
+    int rounds_weights; /* the kernel rounds softmax weights to half precision: tensor cores do */
 } trial;
 
 /* NULL, or what went wrong. The data depend on the seed and the problem only. trial_make_inputs

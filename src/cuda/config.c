@@ -178,8 +178,8 @@ static void judge(planner *s, na_forward_config *c)
     double cells = 1, inner = 1, loads = 1, items = 1;
     int positions = 0, split = c->halves ? halves_axis(c) : -1, keys = na_forward_keys(c);
     for (int a = 0; a < 3; a++) {
-        const line *l = line_of(s, a, c->sub[a], a == c->stack ? c->groups : 1, c->tile[a],
-                                a == split);
+        const line *l =
+            line_of(s, a, c->sub[a], a == c->stack ? c->groups : 1, c->tile[a], a == split);
         cells *= l->cells;
         inner *= l->inner;
         loads *= l->loads;
@@ -192,8 +192,8 @@ static void judge(planner *s, na_forward_config *c)
     c->positions = c->tile[2] <= 8 ? 1 << log_of(na_max(positions, 4)) : 0;
     c->waste = pairs / (s->useful * c->pack);
     c->masked = 1 - inner / cells;
-    double products = pairs * heads * 2 * channels * (1 + 0.06 * c->masked) /
-                      (raw_rate(c, channels / 2) * 1e12);
+    double products =
+        pairs * heads * 2 * channels * (1 + 0.06 * c->masked) / (raw_rate(c, channels / 2) * 1e12);
     double traffic = loads * keys * channels * 2 * heads / l2_bytes_per_second;
     double rounds = items * heads / s->device->multiprocessors;
     c->seconds = (products > traffic ? products : traffic) * ceil(rounds) / rounds +
@@ -228,8 +228,8 @@ static void consider_groups(planner *s, na_forward_config *c, na_forward_config 
             c->halves = 0;
             consider(s, c, best);
             /* A half must still be a multiple of 16 keys. */
-            c->halves = !linear && keys % 32 == 0 && c->tile[halves_axis(c)] % 2 == 0 &&
-                        halves_axis(c) < 2;
+            c->halves =
+                !linear && keys % 32 == 0 && c->tile[halves_axis(c)] % 2 == 0 && halves_axis(c) < 2;
             if (c->halves)
                 consider(s, c, best);
         }

@@ -8,20 +8,20 @@
 #include "natten.h"
 
 typedef struct na_forward_config {
-    int sub[3];  /* queries of a warpgroup; times pack: 64 */
-    int pack;    /* heads that share keys, worked on together */
-    int groups;  /* warpgroups that compute, side by side along axis `stack` */
+    int sub[3]; /* queries of a warpgroup; times pack: 64 */
+    int pack;   /* heads that share keys, worked on together */
+    int groups; /* warpgroups that compute, side by side along axis `stack` */
     int stack;
-    int tile[3]; /* keys of a tile */
-    int halves;  /* a warpgroup may do one half of a tile */
+    int tile[3];  /* keys of a tile */
+    int halves;   /* a warpgroup may do one half of a tile */
     int resident; /* queries stay in registers */
     int key_stages, value_stages;
     int positions; /* of tiles along one axis, in the mask tables; 0: no tables */
     int raster;    /* tiles of axis 1 that follow each other */
     int shared_bytes;
     /* What is expected of it. */
-    double waste;   /* computed products, relative to those of the windows */
-    double masked;  /* the share of them that lies in tiles that are masked */
+    double waste;  /* computed products, relative to those of the windows */
+    double masked; /* the share of them that lies in tiles that are masked */
     double seconds;
 } na_forward_config;
 

@@ -187,11 +187,11 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
  * running */
 
 enum { /* of the driver */
-    MAP_F16 = 6,
-    MAP_BF16 = 9,
-    MAP_SWIZZLE_128_BYTES = 3,
-    MAP_L2_128_BYTES = 2,
-    MAP_AXES = 5
+       MAP_F16 = 6,
+       MAP_BF16 = 9,
+       MAP_SWIZZLE_128_BYTES = 3,
+       MAP_L2_128_BYTES = 2,
+       MAP_AXES = 5
 };
 
 /* Axes from the innermost: channel, head, three more. Axes of one element have any step. */
@@ -209,11 +209,11 @@ static natten_status make_map(const natten_problem *p, na_tensor_map *map, void 
         box[i] = (uint32_t)(boxes[i] * steps[i]);
         step[i] = (uint32_t)steps[i];
     }
-    return na_driver_check(cuda->cuTensorMapEncodeTiled(
-                               map, p->dtype == NATTEN_F16 ? MAP_F16 : MAP_BF16, MAP_AXES, data,
-                               extent, bytes + 1, box, step, 0, MAP_SWIZZLE_128_BYTES,
-                               MAP_L2_128_BYTES, 0),
-                           "cuTensorMapEncodeTiled");
+    return na_driver_check(
+        cuda->cuTensorMapEncodeTiled(map, p->dtype == NATTEN_F16 ? MAP_F16 : MAP_BF16, MAP_AXES,
+                                     data, extent, bytes + 1, box, step, 0, MAP_SWIZZLE_128_BYTES,
+                                     MAP_L2_128_BYTES, 0),
+        "cuTensorMapEncodeTiled");
 }
 
 /* The map of queries, keys or values: boxes of `sub` tokens times `heads`. */

@@ -9,12 +9,12 @@
  * Inside a warpgroup nothing overlaps; the warpgroups overlap each other. Tokens are counted in
  * places of their dilation group, unless said otherwise.
  *
- * Parameters: NA_DTYPE (f16 or bf16); NA_DIM and NA_VALUE_DIM, channels, multiples of 8; NA_SUB_0..2
- * (times NA_PACK: 64), NA_PACK, NA_GROUPS, NA_STACK; NA_TILE_0..2, the keys of a tile, NA_KEYS
- * their product, NA_HALF_KEYS half of it, or 0 where tiles are not halved; NA_KEY_STAGES and
- * NA_VALUE_STAGES, at least 2; NA_POSITIONS, places for tiles along one axis in the mask tables, 0:
- * no tables, as rows and tiles extend along axis 2 only; NA_RESIDENT: queries are kept in
- * registers. */
+ * Parameters: NA_DTYPE (f16 or bf16); NA_DIM and NA_VALUE_DIM, channels, multiples of 8;
+ * NA_SUB_0..2 (times NA_PACK: 64), NA_PACK, NA_GROUPS, NA_STACK; NA_TILE_0..2, the keys of a tile,
+ * NA_KEYS their product, NA_HALF_KEYS half of it, or 0 where tiles are not halved; NA_KEY_STAGES
+ * and NA_VALUE_STAGES, at least 2; NA_POSITIONS, places for tiles along one axis in the mask
+ * tables, 0: no tables, as rows and tiles extend along axis 2 only; NA_RESIDENT: queries are kept
+ * in registers. */
 #include "device/sm90_forward.h"
 #include "device/words/hopper.h"
 
@@ -32,7 +32,9 @@ enum {
     /* Only axes along which rows or keys differ have to be looked at. */
     MASKS_0 = NA_SUB_0 > 1 || NA_TILE_0 > 1,
     MASKS_1 = NA_SUB_1 > 1 || NA_TILE_1 > 1,
-    HALVES_AXIS = NA_TILE_0 > 1 ? 0 : NA_TILE_1 > 1 ? 1 : 2,
+    HALVES_AXIS = NA_TILE_0 > 1   ? 0
+                  : NA_TILE_1 > 1 ? 1
+                                  : 2,
     /* The order of the walk over tiles, outermost axis first, is one that the L2 cache likes. */
     OUTER = NA_TILE_0 > 1 ? 2 : 0,
     MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
@@ -274,8 +276,7 @@ NA_WORD int kind_along(const span spans[3][NA_GROUPS], int axis, int key)
     int kind = 0;
 #pragma unroll
     for (int g = 0; g < NA_GROUPS; g++)
-        kind |= classify(&spans[axis][g], key, tile(axis),
-                         NA_HALF_KEYS != 0 && axis == HALVES_AXIS)
+        kind |= classify(&spans[axis][g], key, tile(axis), NA_HALF_KEYS != 0 && axis == HALVES_AXIS)
                 << g;
     return kind;
 }
@@ -404,7 +405,8 @@ NA_WORD uint32_t repeat(uint32_t word, int width, int times)
 
 /* A word of the mask table: for a query's place along one axis and a tile's place along it, which
  * keys the query sees. Bits are rows of NA_TILE_2 keys; for axis 2 keys of a row. */
-NA_WORD uint32_t table_word(const na_sm90_forward *p, const work_item *t, int a, int query, int position)
+NA_WORD uint32_t table_word(const na_sm90_forward *p, const work_item *t, int a, int query,
+                            int position)
 {
     const na_sm90_axis *axis = &p->axis[a];
     if (query >= t->end[a])
@@ -422,7 +424,8 @@ NA_WORD uint32_t table_word(const na_sm90_forward *p, const work_item *t, int a,
 NA_WORD void fill_table(const na_sm90_forward *p, const consumer *s, const work_item *t, int thread)
 {
     for (int e = thread; e < TABLE_WORDS; e += 128) {
-        int place = e / (NA_POSITIONS + !NA_POSITIONS), position = e % (NA_POSITIONS + !NA_POSITIONS);
+        int place = e / (NA_POSITIONS + !NA_POSITIONS),
+            position = e % (NA_POSITIONS + !NA_POSITIONS);
         int a = place < NA_SUB_0 ? 0 : place < NA_SUB_0 + NA_SUB_1 ? 1 : 2;
         place -= a == 0 ? 0 : a == 1 ? NA_SUB_0 : NA_SUB_0 + NA_SUB_1;
         int query = t->first[a] + (a == NA_STACK ? s->group * sub(a) : 0) + place;
@@ -500,9 +503,8 @@ NA_WORD void begin_item(const na_sm90_forward *p, consumer *s, int thread)
     int row = (thread >> 5) * 16 + (s->lane & 15);
 #pragma unroll
     for (int k = 0; k < STEPS; k++)
-        na_matrix_load(s->queries + 4 * k,
-                       s->query + k / 4 * (NA_SM90_ROWS * 128) + row * 128 +
-                           ((2 * (k % 4) + (s->lane >> 4) ^ (row & 7)) << 4));
+        na_matrix_load(s->queries + 4 * k, s->query + k / 4 * (NA_SM90_ROWS * 128) + row * 128 +
+                                               ((2 * (k % 4) + (s->lane >> 4) ^ (row & 7)) << 4));
 #endif
 }
 
@@ -584,7 +586,7 @@ NA_WORD void consume(const na_sm90_forward *p, uint32_t base, int group)
     s.key.phase = s.value.phase = s.query_phase = 0;
     s.owes_value = 0;
     s.item = (const work_item *)((unsigned char *)na_shared() + places().item +
-                            group * NA_SM90_ITEM_WORDS * 4);
+                                 group * NA_SM90_ITEM_WORDS * 4);
     s.table = (uint32_t *)((unsigned char *)na_shared() + places().table) + group * TABLE_WORDS;
     for (;;) {
         na_gate_wait(gate(base, KEY_FULL + s.key.stage), s.key.phase);
@@ -611,7 +613,7 @@ NA_WORD void consume(const na_sm90_forward *p, uint32_t base, int group)
     }
 }
 
-NA_KERNEL(na_sm90_forward_kernel, na_sm90_forward, 128 * (NA_GROUPS + 1))
+NA_KERNEL_ALONE(na_sm90_forward_kernel, na_sm90_forward, 128 * (NA_GROUPS + 1))
 {
     uint32_t base = na_shared_address(na_shared());
     int warpgroup = na_uniform(na_thread() >> 7);

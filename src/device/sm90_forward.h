@@ -30,8 +30,8 @@ typedef struct na_sm90_forward {
     float *lse;   /* NULL: not wanted */
     int *counter; /* 0 at launch; NULL where every block has one item at most */
     int flat;
-    int heads;    /* of queries, divided by those packed into a tile */
-    int kv_share; /* of these, how many share a head of keys */
+    int heads;         /* of queries, divided by those packed into a tile */
+    int kv_share;      /* of these, how many share a head of keys */
     int items, raster; /* work items, and how many tiles of axis 1 follow each other */
     int extra_tokens;
     float scale_log2; /* scale, for powers of two */

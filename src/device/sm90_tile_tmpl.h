@@ -49,8 +49,8 @@ NA_WORD void NA_JOIN(keep_range_, NA_COLUMNS)(const consumer *s, float *scores, 
     uint32_t word[2];
 #pragma unroll
     for (int c = 0; c < 2; c++)
-        word[c] = range((first - s->column - c + 7) >> 3, (end - s->column - c + 7) >> 3,
-                        NA_COLUMNS / 8);
+        word[c] =
+            range((first - s->column - c + 7) >> 3, (end - s->column - c + 7) >> 3, NA_COLUMNS / 8);
     NA_JOIN(keep_, NA_COLUMNS)(scores, r, word, 1);
 }
 
@@ -78,8 +78,7 @@ NA_WORD void NA_JOIN(mask_, NA_COLUMNS)(const na_sm90_forward *p, const consumer
         NA_JOIN(keep_, NA_COLUMNS)(scores, r, word, step);
 #else
         int query = t->first[2] + (NA_STACK == 2 ? s->group * NA_SUB_2 : 0) + place_of(row, 2);
-        na_window window =
-            window_at(&p->axis[2], t->residue[2], na_min(query, t->end[2] - 1));
+        na_window window = window_at(&p->axis[2], t->residue[2], na_min(query, t->end[2] - 1));
         int first = window.first - at[2] - from;
         NA_JOIN(keep_range_, NA_COLUMNS)(s, scores, r, first, first + window.count);
 #endif

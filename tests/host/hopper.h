@@ -5,6 +5,8 @@
 #ifndef HOST_HOPPER_H
 #define HOST_HOPPER_H
 
+#define NA_KERNEL_ALONE NA_KERNEL
+
 static inline char *na_host_at(uint32_t address, uint32_t bytes)
 {
     if (address + (uint64_t)bytes > na_host_shared_bytes())
@@ -186,7 +188,8 @@ static inline float na_host_half(uint32_t address)
  * as descriptors say. */
 static inline float na_host_element(uint64_t matrix, int row, int k, int transposed)
 {
-    uint32_t start = (uint32_t)(matrix & 0x3fff) << 4, wide = (uint32_t)(matrix >> 16 & 0x3fff) << 4;
+    uint32_t start = (uint32_t)(matrix & 0x3fff) << 4, wide = (uint32_t)(matrix >> 16 & 0x3fff)
+                                                              << 4;
     uint32_t high = (uint32_t)(matrix >> 32 & 0x3fff) << 4;
     if (matrix >> 62 != 1)
         na_host_fault("the matrix is not swizzled by 128 bytes");
@@ -223,8 +226,8 @@ static inline void na_host_rows(const na_host_step *step, float a[2][16])
             a[k / 16][k % 16] = na_host_element(step->a, row + k / 16 * 8, k % 16, 0);
         return;
     }
-    const uint16_t *quads = na_host_exchange("product", na_host_thread() & ~127, 128,
-                                             step->registers, 16);
+    const uint16_t *quads =
+        na_host_exchange("product", na_host_thread() & ~127, 128, step->registers, 16);
     for (int k = 0; k < 32; k++) {
         int lane = (thread & ~3) + k % 8 / 2, number = k % 16 / 8 * 2 + k / 16;
         uint16_t bits = quads[lane * 8 + number * 2 + k % 2];
@@ -265,6 +268,8 @@ NA_WORD void na_product_wait(void)
         na_host_multiply(&w->step[i], w->before, w->columns);
     memcpy(w->result, w->before, (size_t)w->columns / 2 * sizeof *w->result);
     w->fenced = w->steps = w->committed = 0;
+    /* Nobody goes on while others still read. */
+    na_host_exchange("na_product_wait", na_host_thread() & ~127, 128, &none, 1);
 }
 
 NA_WORD void na_hold(float *value) { (void)value; }

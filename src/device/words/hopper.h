@@ -19,12 +19,15 @@
 
 #ifdef __CUDACC__
 
+/* A kernel whose block has a multiprocessor to itself, and all its registers from the start:
+ * NA_REGISTERS_MORE waits for ever for what was not allocated. */
+#define NA_KERNEL_ALONE(name, type, threads)                                                       \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ type p)
+
 NA_WORD uint32_t na_shared_address(const void *place)
 {
     uint32_t address;
-    asm("{.reg .b64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a;}"
-        : "=r"(address)
-        : "l"(place));
+    asm("{.reg .b64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a;}" : "=r"(address) : "l"(place));
     return address;
 }
 
