@@ -379,43 +379,53 @@ static int scattered_of(const natten_plan *plan, const natten_run *run, scattere
     return units > 0;
 }
 
+/* A run: what it scores or gathers, then what it scatters. */
+typedef struct unfused_parts {
+    unfused u;
+    scattered s;
+    int moves, scatters; /* 1: there is such a part */
+    int64_t bias_reals;
+    real *bias, *room;
+} unfused_parts;
+
+/* Lays the run's memory out; returns the bytes it takes. */
+static size_t unfused_layout(unfused_parts *x, char *memory)
+{
+    pieces all = {memory, 0};
+    const size_t moving = x->moves ? (size_t)x->u.workers * x->u.bytes : 0;
+    const size_t scattering = x->scatters ? (size_t)x->s.workers * x->s.bytes : 0;
+    x->bias = piece(&all, x->bias_reals, sizeof(real));
+    x->s.sums =
+        piece(&all, share_units(&x->s) * (x->s.more_sums + x->s.bias_sums), sizeof *x->s.sums);
+    x->room = piece(&all, padded(x->s.depth) + VL, sizeof(real));
+    x->u.memory = x->s.memory = piece(&all, 1, moving > scattering ? moving : scattering);
+    return all.used;
+}
+
 static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
 {
     const natten_problem *p = &plan->problem;
-    unfused u;
-    scattered s;
-    const int moves = unfused_of(plan, run, &u), scatters = scattered_of(plan, run, &s);
     const tensor rpb = tensor_of(p, run, NATTEN_RPB);
-    pieces all = {NULL, 0};
-    char *memory = NULL;
-    /* First measured, then taken. */
-    for (int taken = 0; taken < 2; taken++) {
-        all = (pieces){memory, 0};
-        u.bias_head =
-            (2 * p->axis[0].window - 1) * (2 * p->axis[1].window - 1) * (2 * p->axis[2].window - 1);
-        real *bias = piece(&all, rpb.data ? p->heads * u.bias_head + VL : 0, sizeof(real));
-        s.sums = piece(&all, share_units(&s) * (s.more_sums + s.bias_sums), sizeof *s.sums);
-        real *room = piece(&all, padded(s.depth) + VL, sizeof(real));
-        const size_t moving = moves ? (size_t)u.workers * u.bytes : 0;
-        const size_t scattering = scatters ? (size_t)s.workers * s.bytes : 0;
-        u.memory = s.memory = piece(&all, 1, moving > scattering ? moving : scattering);
-        if (!taken && !(memory = na_scratch_take(all.used)))
-            return na_fail(NATTEN_ERROR_MEMORY, "No memory for a run of %s.", plan->kernel->name);
-        if (!taken)
-            continue;
-        if (rpb.data) {
-            bias_pack(p, &rpb, 1, bias);
-            u.bias = bias;
-        }
-        if (moves)
-            na_parallel(run, u.workers, u.key_depth ? score_task : gather_task, &u);
-        if (scatters)
-            na_parallel(run, s.workers, scatter_task, &s);
-        if (s.more_sums)
-            store_more(&s, room);
-        if (s.bias_sums)
-            store_bias(&s, room);
+    unfused_parts x = {.bias_reals = rpb.data ? p->heads * bias_entries(p) + VL : 0};
+    x.moves = unfused_of(plan, run, &x.u);
+    x.scatters = scattered_of(plan, run, &x.s);
+    char *memory = na_scratch_take(unfused_layout(&x, NULL));
+    if (!memory)
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory for a run of %s.", plan->kernel->name);
+    unfused_layout(&x, memory);
+    if (rpb.data) {
+        bias_pack(p, &rpb, 1, x.bias);
+        x.u.bias = x.bias;
+        x.u.bias_head = bias_entries(p);
     }
+    if (x.moves)
+        na_parallel(run, x.u.workers, x.u.key_depth ? score_task : gather_task, &x.u);
+    if (x.scatters)
+        na_parallel(run, x.s.workers, scatter_task, &x.s);
+    if (x.s.more_sums)
+        store_more(&x.s, x.room);
+    if (x.s.bias_sums)
+        store_bias(&x.s, x.room);
     na_scratch_give(memory);
     return NATTEN_OK;
 }

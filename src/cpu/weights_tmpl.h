@@ -98,14 +98,17 @@ static char *query_at(const tensor *x, const tile *t, int row)
     return query_row(t->geometry, t->work, t->number, row, x);
 }
 
+/* More than the first-level caches hold is not worth fetching ahead. */
+enum { LOOK_BYTES = 128 << 10 };
+
 /* Notes a tile's rows of a tensor. */
 static void look_at_tile(ahead *a, const tensor *x, const na_geometry *g, const na_work *work,
                          int number, int64_t elements)
 {
     const int lanes = na_work_lanes(g, work, number, 0)->count;
-    for (int r = 0; r < work->rows; r++)
-        ahead_add(a, query_row(g, work, number, r, x), x->axis[2], elements * stored_size(x->dtype),
-                  lanes);
+    const int64_t bytes = elements * stored_size(x->dtype);
+    for (int r = 0; r < work->rows && work->rows * lanes * bytes <= LOOK_BYTES; r++)
+        ahead_add(a, query_row(g, work, number, r, x), x->axis[2], bytes, lanes);
 }
 
 /* Scores [slot][width lanes] of VL slots to memory, at most `slots` of them. */
