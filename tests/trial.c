@@ -202,8 +202,18 @@ static double roundoffs(const natten_problem *p, natten_role role)
     return 24 + logits + 0.25 * sqrt(window);
 }
 
+/* Whether neighbours share one key or value. */
+static int repeats(const natten_problem *p, natten_role role)
+{
+    for (int a = 0; a < p->rank; a++)
+        if (p->axis[a].window > 1 && p->layout[role].axis[a] == 0)
+            return 1;
+    return 0;
+}
+
 /* Where a window holds one key the gradient through the softmax is 0: what would be left of it
- * elsewhere is the yardstick there. */
+ * elsewhere is the yardstick there. So it is where all keys or values of a window are the same, but
+ * then the roundoffs of its terms are the same too, and add up. */
 static double usual_size(const natten_problem *p, natten_role role)
 {
     double slots = (double)p->additional_tokens, window = 1;
@@ -211,7 +221,8 @@ static double usual_size(const natten_problem *p, natten_role role)
         window *= (double)p->axis[a].window;
     if (p->op != NATTEN_BACKWARD || role == NATTEN_D_VALUE || role == NATTEN_D_ADDITIONAL_VALUE)
         return 0;
-    double through_softmax = sqrt((double)p->value_dim / (slots + window));
+    double terms = repeats(p, NATTEN_KEY) || repeats(p, NATTEN_VALUE) ? 1 : slots + window;
+    double through_softmax = sqrt((double)p->value_dim / terms);
     return role == NATTEN_D_RPB ? through_softmax : fabs(p->scale) * through_softmax;
 }
 
