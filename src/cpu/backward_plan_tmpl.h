@@ -18,7 +18,8 @@ static void backward_finish_row(const backward_run *run, int64_t unit, int64_t r
             const int64_t x = c * bands->cell, left = axis[2].key_extent - x;
             real *result = backward_result(run, sink, unit, z, y, x, &step);
             for (int32_t band = 1; band < bands->count; band++) {
-                const int place = bands->place[band * bands->cells + row * bands->row_cells + c];
+                const int32_t first = na_band_first(bands, unit, band, run->workers);
+                const int32_t place = na_band_place(bands, band, row * bands->row_cells + c, first);
                 if (place >= 0)
                     add_tokens(sink->own + (unit * bands->own + place) * bands->cell * sink->step,
                                sink->step, left < bands->cell ? left : bands->cell, sink->channels,
@@ -94,8 +95,8 @@ static void backward_finish(void *context, int64_t worker)
     const int64_t rows = axis[0].key_extent * axis[1].key_extent;
     int64_t counts[3];
     const int64_t tasks = backward_finish_tasks(run, counts);
-    const int64_t end = tasks * (worker + 1) / run->workers;
-    for (int64_t i = tasks * worker / run->workers; i < end; i++)
+    const int64_t end = tasks * (worker + 1) / run->finishers;
+    for (int64_t i = tasks * worker / run->finishers; i < end; i++)
         if (i < counts[0])
             backward_finish_row(run, i / rows, i % rows);
         else if (i < counts[0] + counts[1])
@@ -194,9 +195,9 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
     na_parallel(addresses, run.workers, backward_work, &run);
     int64_t counts[3];
     const int64_t tasks = backward_finish_tasks(&run, counts);
-    run.workers = na_workers(addresses, tasks);
+    run.finishers = na_workers(addresses, tasks);
     if (tasks)
-        na_parallel(addresses, run.workers, backward_finish, &run);
+        na_parallel(addresses, run.finishers, backward_finish, &run);
     na_scratch_give(scratch);
     return NATTEN_OK;
 }

@@ -35,7 +35,7 @@ typedef struct backward_sink {
 typedef struct backward_run {
     const backward_state *state;
     const natten_problem *problem;
-    int64_t workers;
+    int64_t workers, finishers;
     tensor query, key, value, out, lse, more_key, more_value, d_out, d_lse, d_query, d_bias;
     backward_sink sink[2]; /* of keys, of values */
     const real *bias;      /* times log2(e), NULL: none */
@@ -53,9 +53,10 @@ typedef struct backward_held {
 /* One worker's memory. */
 typedef struct backward_worker {
     const backward_run *run;
-    na_work work;
+    na_work work, next;
+    ahead keys_ahead, queries_ahead; /* of the next task, of the next tile */
     int64_t unit;
-    int32_t band;
+    int32_t band, first_band;           /* first_band: of those of the unit that this worker does */
     real *key, *value, *natural;        /* slots: keys and values transposed, keys */
     real *sum[2];                       /* slots: gradients of keys and values */
     real *query, *grad;                 /* of a tile, transposed: times scale and log2(e); d_out */
@@ -74,7 +75,7 @@ typedef struct backward_worker {
 
 /* One tile on its way. */
 typedef struct backward_tile {
-    const backward_worker *w;
+    backward_worker *w;
     const na_lanes *lanes; /* of row 0: count and half are those of all rows */
     int tile, rows, width;
     int keys[ROWS_MAX];     /* of the block, seen by each row */
@@ -89,10 +90,28 @@ typedef struct backward_tile {
 /* The first lane of a tile's row in a tensor of queries. */
 static char *backward_row(const backward_tile *t, const tensor *tensor, int r)
 {
-    const na_geometry *g = t->w->run->state->g;
-    const na_work *work = &t->w->work;
-    return tensor_at(tensor, work->batch, work->head + r % work->heads, work->z,
-                     na_work_query(g, work, r), na_work_lanes(g, work, t->tile, r)->query);
+    return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
+}
+
+/* Has what the next tile's queries bring along fetched: of this task, or of the next. */
+static void backward_look_on(backward_worker *w, int tile, int end, int spans)
+{
+    const backward_run *run = w->run;
+    const na_geometry *g = run->state->g;
+    const na_work *work = tile + 1 < end ? &w->work : &w->next;
+    const tensor *tensors[] = {&run->query, &run->d_out, &run->out};
+    ahead_clear(&w->queries_ahead);
+    if (!work->block)
+        return;
+    const int next = tile + 1 < end ? tile + 1 : g->part[work->part].tile;
+    for (int r = 0; r < work->rows; r++)
+        for (int i = 0; i < 2 + run->state->d_slope; i++)
+            ahead_add(&w->queries_ahead, query_row(g, work, next, r, tensors[i]),
+                      tensors[i]->axis[2],
+                      (int64_t)(i ? run->state->channels : run->state->depth) *
+                          stored_size(tensors[i]->dtype),
+                      na_work_lanes(g, work, next, r)->count);
+    ahead_share(&w->queries_ahead, spans);
 }
 
 /* Products of packed tokens and those of a tensor. */
@@ -208,9 +227,9 @@ static void backward_advance(const na_span *span, int width, real **at)
 }
 
 /* Scores into weight, products of d_out and values into slope. */
-static void backward_score(const backward_tile *t, const na_span *spans, int count)
+static void backward_score(backward_tile *t, const na_span *spans, int count)
 {
-    const backward_worker *w = t->w;
+    backward_worker *w = t->w;
     const backward_state *s = w->run->state;
     const scoring keys = {.query = w->query,
                           .key = w->key,
@@ -229,6 +248,8 @@ static void backward_score(const backward_tile *t, const na_span *spans, int cou
     memcpy(slope, t->slope, sizeof slope);
     for (const na_span *span = spans; span < spans + count; span++) {
         const int biased = w->run->bias && span->z >= 0;
+        ahead_fetch(&w->keys_ahead);
+        ahead_fetch(&w->queries_ahead);
         for (int r = span->lo; biased && r < span->hi; r++)
             bias_set(na_work_lanes(s->g, &w->work, t->tile, r),
                      w->run->bias + (w->work.head + r % w->work.heads) * s->entries +
@@ -351,7 +372,8 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
         scatter_spans(&a, t->rows, (int)sink->channels);
 }
 
-static void backward_tile_run(backward_worker *w, int tile)
+/* end: of the task's tiles. */
+static void backward_tile_run(backward_worker *w, int tile, int end)
 {
     const backward_state *s = w->run->state;
     backward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
@@ -360,6 +382,7 @@ static void backward_tile_run(backward_worker *w, int tile)
     const int count =
         na_spans(s->g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
     backward_begin(&t);
+    backward_look_on(w, tile, end, count);
     for (int from = 0; from < count;) {
         const na_span *spans = w->spans + from;
         const int some = backward_block(&t, spans, count - from);

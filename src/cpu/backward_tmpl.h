@@ -37,7 +37,7 @@ static size_t backward_layout(const backward_state *s, backward_worker *w, char 
         {&w->tags, g->additional_slot + 1, sizeof *w->tags},
         {&w->held, g->additional_slot, sizeof *w->held},
         {&w->seen, s->bands->cells, 1},
-        {&w->key_rows, g->key_rows, sizeof *w->key_rows},
+        {&w->key_rows, 2 * g->key_rows, sizeof *w->key_rows},
         {&w->spans, g->spans, sizeof *w->spans},
     };
     size_t at = 0;
@@ -64,6 +64,17 @@ static void add_tokens(const real *from, int64_t from_step, int64_t tokens, int6
             const vec x = vec_load(from + whole);
             vec_store_part(to + whole, rest, add ? vec_add(vec_load_part(to + whole, rest), x) : x);
         }
+    }
+}
+
+/* Adds packed tokens to others, or (add 0) sets these, and zeroes them. */
+static void take_tokens(real *from, int64_t from_step, int64_t tokens, int64_t channels, real *to,
+                        int64_t to_step, int add)
+{
+    for (int64_t t = 0; t < tokens; t++, from += from_step, to += to_step) {
+        add_tokens(from, from_step, 1, channels, to, to_step, add);
+        for (int64_t c = 0; c < from_step; c += VL)
+            vec_store(from + c, vec_zero());
     }
 }
 
@@ -94,7 +105,7 @@ static real *backward_cell(const backward_worker *w, const backward_sink *sink, 
     const backward_state *s = w->run->state;
     const na_bands *bands = s->bands;
     const int64_t cell = (z * s->g->axis[1].key_extent + y) * bands->row_cells + x / bands->cell;
-    const int place = bands->place ? bands->place[w->band * bands->cells + cell] : -1;
+    const int32_t place = na_band_place(bands, w->band, cell, w->first_band);
     if (place == -1)
         return backward_result(w->run, sink, w->unit, z, y, x, step);
     *step = sink->step;
@@ -110,22 +121,26 @@ static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int 
     const int64_t begin = from / bands->cell * bands->cell, extent = s->g->axis[2].key_extent;
     const int64_t end = begin + bands->cell < extent ? begin + bands->cell : extent;
     const int64_t row = held->z * s->g->axis[1].key_extent + held->y;
-    unsigned char *seen = &w->seen[row * bands->row_cells + begin / bands->cell];
+    const int64_t number = row * bands->row_cells + begin / bands->cell;
+    /* What an earlier band has summed up stays. */
+    const int later = bands->place && bands->place[w->band * bands->cells + number] >= 0 &&
+                      na_band_place(bands, w->band, number, w->first_band) == -1;
+    const int add = w->seen[number] || later;
     for (int i = 0; i < 2; i++) {
         const backward_sink *sink = &w->run->sink[i];
         if (!sink->out.data)
             continue;
         int64_t step;
         real *cell = backward_cell(w, sink, held->z, held->y, begin, &step);
-        if (!*seen) {
+        if (!add) {
             zero_tokens(from - begin, sink->channels, cell, step);
             zero_tokens(end - to, sink->channels, cell + (to - begin) * step, step);
         }
-        const real *sum = w->sum[i] + (slot * s->g->width + from - held->part->first) * sink->step;
-        add_tokens(sum, sink->step, to - from, sink->channels, cell + (from - begin) * step, step,
-                   *seen);
+        real *sum = w->sum[i] + (slot * s->g->width + from - held->part->first) * sink->step;
+        take_tokens(sum, sink->step, to - from, sink->channels, cell + (from - begin) * step, step,
+                    add);
     }
-    *seen = 1;
+    w->seen[number] = 1;
 }
 
 /* Takes the sums of a slot away. */
@@ -171,18 +186,18 @@ static void backward_pack(void *context, int64_t slot, int32_t z, int32_t y, con
                        run->value.axis[2], part->width);
 }
 
-static void backward_zero_slot(const backward_worker *w, int64_t slot, int64_t tokens)
+/* Zeroes the sums of slots. */
+static void backward_zero_slots(const backward_worker *w, int64_t from, int64_t to)
 {
     const backward_state *s = w->run->state;
     for (int i = 0; i < 2; i++) {
-        const int64_t step = w->run->sink[i].step;
+        const int64_t slot = s->g->width * w->run->sink[i].step;
         if (i ? s->d_value : s->d_key)
-            memset(w->sum[i] + slot * s->g->width * step, 0,
-                   (size_t)(tokens * step) * sizeof(real));
+            memset(w->sum[i] + from * slot, 0, (size_t)((to - from) * slot) * sizeof(real));
     }
 }
 
-/* Makes the slots of a task's keys ready to be added to. */
+/* Notes what the slots of a task's keys hold; their sums are zero unless they are dirty. */
 static void backward_open_slots(backward_worker *w)
 {
     const na_geometry *g = w->run->state->g;
@@ -193,7 +208,6 @@ static void backward_open_slots(backward_worker *w)
             const int64_t slot = w->key_rows[i].slot + p % g->ring_part;
             if (w->held[slot].dirty)
                 continue;
-            backward_zero_slot(w, slot, g->part[p].width);
             w->held[slot] = (backward_held){1, w->key_rows[i].z, w->key_rows[i].y, &g->part[p]};
         }
 }
@@ -207,14 +221,14 @@ static void backward_open_more(backward_worker *w)
     const int64_t b = w->unit / g->kv_heads, h = w->unit % g->kv_heads;
     const int fresh = w->tags[g->additional_slot] != w->unit;
     w->tags[g->additional_slot] = w->unit;
-    for (int64_t n = 0, slot = g->additional_slot; n < g->additional; n += g->width, slot++) {
+    backward_zero_slots(w, g->additional_slot, g->slots);
+    for (int64_t n = 0, slot = g->additional_slot; fresh && n < g->additional;
+         n += g->width, slot++) {
         const int64_t left = g->additional - n;
         const int tokens = left < g->width ? (int)left : g->width;
         const tensor *k = &run->more_key, *v = &run->more_value;
-        if (fresh)
-            backward_pack_slot(w, slot, k, tensor_at(k, b, h, 0, 0, 0) + n * k->axis[0], k->axis[0],
-                               tensor_at(v, b, h, 0, 0, 0) + n * v->axis[0], v->axis[0], tokens);
-        backward_zero_slot(w, slot, tokens);
+        backward_pack_slot(w, slot, k, tensor_at(k, b, h, 0, 0, 0) + n * k->axis[0], k->axis[0],
+                           tensor_at(v, b, h, 0, 0, 0) + n * v->axis[0], v->axis[0], tokens);
     }
 }
 
@@ -234,9 +248,11 @@ static void backward_close(backward_worker *w)
             const int64_t row = c / bands->row_cells, x = c % bands->row_cells * bands->cell;
             const int64_t left = extent - x < bands->cell ? extent - x : bands->cell;
             int64_t step;
-            real *cell = w->seen[c] ? NULL
-                                    : backward_cell(w, sink, row / g->axis[1].key_extent,
-                                                    row % g->axis[1].key_extent, x, &step);
+            /* Cells that nobody touches are the first band's. */
+            const int nobody = bands->place ? bands->owner[c] < 0 && !w->band : !w->seen[c];
+            real *cell = !nobody ? NULL
+                                 : backward_cell(w, sink, row / g->axis[1].key_extent,
+                                                 row % g->axis[1].key_extent, x, &step);
             if (cell)
                 zero_tokens(left, sink->channels, cell, step);
         }
@@ -255,6 +271,44 @@ static void backward_close(backward_worker *w)
     }
 }
 
+/* A na_pack that packs nothing: has what the next task will pack fetched during this one. */
+static void backward_look(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
+{
+    backward_worker *w = context;
+    const backward_run *run = w->run;
+    const int64_t b = w->next.batch, h = w->next.kv_head, size = stored_size(run->key.dtype);
+    (void)slot;
+    ahead_add(&w->keys_ahead, tensor_at(&run->key, b, h, z, y, part->first), run->key.axis[2],
+              run->state->depth * size, part->width);
+    ahead_add(&w->keys_ahead, tensor_at(&run->value, b, h, z, y, part->first), run->value.axis[2],
+              run->state->channels * size, part->width);
+}
+
+/* The tiles of the task at hand; task `next` < end comes after it. */
+static void backward_task(backward_worker *w, int64_t next, int64_t end)
+{
+    const na_geometry *g = w->run->state->g;
+    int first = 0, last = 1;
+    w->key_row_count = na_key_rows(g, &w->work, w->key_rows);
+    na_ring_fill(g, &w->work, w->key_rows, w->key_row_count, w->tags, backward_pack, w);
+    backward_open_slots(w);
+    if (!g->across) {
+        first = g->part[w->work.part].tile;
+        last = g->part[w->work.part].end;
+    }
+    ahead_clear(&w->keys_ahead);
+    w->next.block = NULL;
+    if (next < end) {
+        na_key_row *rows = w->key_rows + g->key_rows;
+        w->next = na_work_at(g, next);
+        const int count = na_key_rows(g, &w->next, rows);
+        na_ring_missing(g, &w->next, rows, count, w->tags, backward_look, w);
+        ahead_share(&w->keys_ahead, (int64_t)w->key_row_count * (last - first));
+    }
+    for (int i = first; i < last; i++)
+        backward_tile_run(w, i, last);
+}
+
 static void backward_band(backward_worker *w)
 {
     const backward_run *run = w->run;
@@ -267,14 +321,7 @@ static void backward_band(backward_worker *w)
     const int64_t end = na_band_task(s->bands, w->unit, w->band + 1);
     for (int64_t task = na_band_task(s->bands, w->unit, w->band); task < end; task++) {
         w->work = na_work_at(g, task);
-        w->key_row_count = na_key_rows(g, &w->work, w->key_rows);
-        na_ring_fill(g, &w->work, w->key_rows, w->key_row_count, w->tags, backward_pack, w);
-        backward_open_slots(w);
-        if (g->across)
-            backward_tile_run(w, 0);
-        else
-            for (int i = g->part[w->work.part].tile; i < g->part[w->work.part].end; i++)
-                backward_tile_run(w, i);
+        backward_task(w, task + 1, end);
     }
     backward_close(w);
 }
@@ -289,11 +336,13 @@ static void backward_work(void *context, int64_t worker)
     for (int64_t i = 0; i <= s->g->additional_slot; i++)
         w.tags[i] = -1;
     memset(w.held, 0, (size_t)s->g->additional_slot * sizeof *w.held);
+    backward_zero_slots(&w, 0, s->g->additional_slot);
     const int64_t items = s->bands->units * s->bands->count;
     const int64_t end = items * (worker + 1) / run->workers;
     for (int64_t item = items * worker / run->workers; item < end; item++) {
         w.unit = item / s->bands->count;
         w.band = (int32_t)(item % s->bands->count);
+        w.first_band = na_band_first(s->bands, w.unit, w.band, run->workers);
         backward_band(&w);
     }
     vec_fence();

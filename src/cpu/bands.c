@@ -11,40 +11,61 @@ enum { ENOUGH = 16, LEAST = 1 << 20 };
 /* Keys of a cell where key rows are worked on in parts. */
 enum { CELL = 512 };
 
+/* What is needed to go through the bands of a unit. */
+typedef struct walk {
+    int64_t *held;       /* what each slot of the ring holds, -1: nothing yet */
+    unsigned char *kept; /* of each cell: 1: in one slot once, as a whole; 2: otherwise; 0: never */
+    na_key_row *rows;
+} walk;
+
+/* Notes the cells that a slot holds when a task finds its key row there. */
 static void touch(const na_bands *b, const na_geometry *g, const na_work *work,
-                  const na_key_row *row, unsigned char *touched)
+                  const na_key_row *row, const walk *w)
 {
     int first, last;
     na_work_parts(g, work, &first, &last);
-    const int64_t cells = (row->z * g->axis[1].key_extent + row->y) * b->row_cells;
-    const int from = g->part[first].first, to = g->part[last].first + g->part[last].width;
-    for (int i = from / b->cell; i <= (to - 1) / b->cell; i++)
-        touched[cells + i] = 1;
+    const int64_t number = row->z * g->axis[1].key_extent + row->y;
+    for (int p = first; p <= last; p++) {
+        const int64_t slot = row->slot + p % g->ring_part, holds = number * g->parts + p;
+        if (w->held[slot] == holds)
+            continue;
+        w->held[slot] = holds;
+        const int from = g->part[p].first, to = from + g->part[p].width;
+        for (int i = from / b->cell; i <= (to - 1) / b->cell; i++) {
+            const int64_t begin = (int64_t)i * b->cell, end = begin + b->cell;
+            const int whole = from <= begin && (end <= to || to == g->axis[2].key_extent);
+            unsigned char *kept = &w->kept[number * b->row_cells + i];
+            *kept = *kept || !whole ? 2 : 1;
+        }
+    }
 }
 
-/* Gives every band its cells. `touched` has room for a unit's cells, `rows` for a task's. */
-static void make_places(na_bands *b, const na_geometry *g, unsigned char *touched, na_key_row *rows)
+/* Gives every band its cells. */
+static void make_places(na_bands *b, const na_geometry *g, const walk *w)
 {
-    unsigned char *before = touched + b->cells;
-    memset(before, 0, (size_t)b->cells);
     b->own = 0;
+    for (int64_t c = 0; c < b->cells; c++)
+        b->owner[c] = -1;
     for (int32_t band = 0; band < b->count; band++) {
         int32_t *place = b->place + band * b->cells;
-        memset(touched, 0, (size_t)b->cells);
+        memset(w->held, -1, (size_t)g->additional_slot * sizeof *w->held);
+        memset(w->kept, 0, (size_t)b->cells);
         for (int64_t t = na_band_task(b, 0, band); t < na_band_task(b, 0, band + 1); t++) {
             na_work work = na_work_at(g, t);
-            int count = na_key_rows(g, &work, rows);
+            int count = na_key_rows(g, &work, w->rows);
             for (int i = 0; i < count; i++)
-                touch(b, g, &work, &rows[i], touched);
+                touch(b, g, &work, &w->rows[i], w);
         }
         for (int64_t c = 0; c < b->cells; c++) {
-            place[c] = !touched[c] ? -2 : before[c] ? (int32_t)b->own++ : -1;
-            before[c] |= touched[c];
+            place[c] = !w->kept[c] ? -2 : b->owner[c] >= 0 ? (int32_t)b->own++ : -1;
+            b->once[band * b->cells + c] = w->kept[c] == 1;
+            if (w->kept[c] && b->owner[c] < 0)
+                b->owner[c] = band;
         }
     }
     /* Cells that nobody touches are the first band's, which sets them to zero. */
     for (int64_t c = 0; c < b->cells; c++)
-        if (!before[c])
+        if (b->owner[c] < 0)
             b->place[c] = -1;
 }
 
@@ -74,17 +95,21 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     b->count = (int32_t)(count > 1 ? count : 1);
     if (b->count == 1)
         return b;
-    unsigned char *touched = malloc(2 * (size_t)b->cells);
-    na_key_row *rows = malloc((size_t)g->key_rows * sizeof *rows);
-    b->place = malloc((size_t)b->cells * (size_t)b->count * sizeof *b->place);
-    const int enough = touched && rows && b->place;
+    const size_t cells = (size_t)b->cells, places = cells * (size_t)b->count;
+    walk w = {malloc((size_t)g->additional_slot * sizeof *w.held), malloc(cells),
+              malloc((size_t)g->key_rows * sizeof *w.rows)};
+    b->place = malloc(places * sizeof *b->place);
+    b->once = malloc(places);
+    b->owner = malloc(cells * sizeof *b->owner);
+    const int enough = w.held && w.kept && w.rows && b->place && b->once && b->owner;
     for (; enough; b->count--) {
-        make_places(b, g, touched, rows);
+        make_places(b, g, &w);
         if (acceptable(b, g))
             break;
     }
-    free(touched);
-    free(rows);
+    free(w.held);
+    free(w.kept);
+    free(w.rows);
     if (enough)
         return b;
     na_bands_free(b);
@@ -96,5 +121,7 @@ void na_bands_free(na_bands *b)
     if (!b)
         return;
     free(b->place);
+    free(b->once);
+    free(b->owner);
     free(b);
 }

@@ -18,6 +18,8 @@ typedef struct na_bands {
     int64_t cells;     /* of a unit */
     int64_t own;       /* cells that are not of the result, of a unit */
     int32_t *place;    /* [band][cell]: number of the band's own cell; -1: the result's; -2: none */
+    int32_t *owner;    /* of each cell: the first band that touches it */
+    unsigned char *once; /* [band][cell]: 1: the band adds to the cell once, to all of it */
 } na_bands;
 
 /* products: query-key pairs times channels of a unit, which its work is measured by. NULL: no
@@ -29,6 +31,30 @@ void na_bands_free(na_bands *bands);
 static inline int64_t na_band_task(const na_bands *bands, int64_t unit, int32_t band)
 {
     return unit * bands->unit_tasks + bands->unit_tasks * band / bands->count;
+}
+
+/* The first of a unit's bands that the worker who does this one does. Workers share all bands of
+ * all units as natten_task says, one after the other. */
+static inline int32_t na_band_first(const na_bands *bands, int64_t unit, int32_t band,
+                                    int64_t workers)
+{
+    const int64_t items = bands->units * bands->count, item = unit * bands->count + band;
+    const int64_t worker = ((item + 1) * workers - 1) / items;
+    const int64_t first = items * worker / workers - unit * bands->count;
+    return first > 0 ? (int32_t)first : 0;
+}
+
+/* Where a band sums up a cell: the number of its own cell; -1: the result's, -2: nowhere. A band
+ * that finds all earlier ones done by its own worker adds to the result at once: one sum more is
+ * the same as the sum of its own cell, and cheaper. */
+static inline int32_t na_band_place(const na_bands *bands, int32_t band, int64_t cell,
+                                    int32_t first)
+{
+    if (!bands->place)
+        return -1;
+    const int32_t place = bands->place[band * bands->cells + cell];
+    const int at_once = bands->once[band * bands->cells + cell] && bands->owner[cell] >= first;
+    return place >= 0 && at_once ? -1 : place;
 }
 
 #endif
