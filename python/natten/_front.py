@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _attention, _errors, _lib
+from ._nested import over_items
 from ._window import Bools, Ints, window
 
 Optional = Tensor | None
@@ -105,6 +106,8 @@ def public(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """What is around every function here: tensor subclasses go first, and what goes wrong is
     explained. Checks that would only lead to other words are made when something went wrong."""
     parameters = inspect.signature(function)
+    names = tuple(name for name in parameters.parameters if name in _TENSORS)
+    rank = int(function.__name__[2])
 
     def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
         status = _lib.library.natten_torch_failure()
@@ -120,6 +123,12 @@ def public(function: Callable[_P, _R]) -> Callable[_P, _R]:
             relevant = (*args, *kwargs.values())
             result: _R = handle_torch_function(outer, relevant, *args, **kwargs)
             return result
+        first = args[0] if args else kwargs.get(names[0])
+        if getattr(first, "is_nested", False):
+            bound = parameters.bind(*args, **kwargs)
+            knobs = bound.arguments.pop("knobs", {})
+            nested: _R = over_items(outer, {**bound.arguments, **knobs}, names, rank)
+            return nested
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         try:
