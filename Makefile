@@ -21,7 +21,7 @@ demo: .venv/package.stamp
 bench: .venv/package.stamp
 	$(VENV)/python bench/cpu.py
 
-docs: .venv/package.stamp
+docs: .venv/dev.stamp
 	$(VENV)/python tools/check_docs.py
 
 format: .venv/dev.stamp

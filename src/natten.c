@@ -139,6 +139,9 @@ natten_status natten_compute(const natten_problem *problem, const natten_run *ru
 natten_status natten_workspace(const natten_problem *problem, size_t *bytes)
 {
     na_entry *entry;
+    if (!bytes)
+        return na_fail(NATTEN_ERROR_ARGUMENT,
+                       "natten_workspace needs somewhere to put the size, got NULL.");
     natten_status status = na_table_take(problem, &entry);
     if (status != NATTEN_OK)
         return status;

@@ -293,12 +293,15 @@ static void report(void)
         const record *r = &records[i];
         passes += r->passed;
         failures += r->failed;
-        if (r->passed + r->failed + r->refused)
+        if (r->passed + r->failed)
             printf("%-27s %6d %6d %7d  %.1e %.1e %.1e %.1e  %.0f%% %s %s\n", name, r->passed,
                    r->failed, r->refused, r->error[NATTEN_F32], r->error[NATTEN_F64],
                    r->error[NATTEN_F16], r->error[NATTEN_BF16], 100 * r->worst,
                    r->worst > 0 ? role_name(r->role) : "", r->problem);
     }
+    for (size_t i = 0; i < KERNELS && (name = natten_kernel_name(i)); i++)
+        if (records[i].refused && !records[i].passed && !records[i].failed)
+            printf("%-27s refused all of %d\n", name, records[i].refused);
 }
 
 static int usage(void)

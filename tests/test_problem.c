@@ -241,6 +241,8 @@ static void test_null(void)
     CHECK(natten_compute(&p, NULL) == NATTEN_ERROR_ARGUMENT);
     CHECK(natten_explain(NULL, text, sizeof text) == NATTEN_ERROR_ARGUMENT);
     CHECK(natten_workspace(NULL, &bytes) == NATTEN_ERROR_ARGUMENT);
+    CHECK(natten_workspace(&p, NULL) == NATTEN_ERROR_ARGUMENT);
+    unit_error_has("got NULL.");
     CHECK(natten_axis_window(NULL, 0, &first, &count) == NATTEN_ERROR_ARGUMENT);
     CHECK(natten_axis_window(&p.axis[0], 0, NULL, &count) == NATTEN_ERROR_ARGUMENT);
     CHECK(natten_axis_window(&p.axis[0], 8, &first, &count) == NATTEN_ERROR_ARGUMENT);

@@ -53,6 +53,7 @@ static void test_pool(void)
     CHECK(na_workers(&run, 0) == 1);
     CHECK(na_workers(&(natten_run){.threads = 9}, 4) == 4);
     CHECK(na_workers(&(natten_run){.threads = 2}, 4) == 2);
+    CHECK(na_workers(&(natten_run){.threads = INT64_MAX}, INT64_MAX) <= 4096);
     atomic_int used = 0;
     run.parallel = backwards;
     run.pool = &used;

@@ -87,6 +87,7 @@ def lint_steps() -> list[Step]:
         Step("budgets", python("tools/budget.py"), lint=True),
         Step("arrows", python("tools/arrows.py"), lint=True),
         Step("ctypes", python("tools/check_ctypes.py"), lint=True),
+        Step("docs", python("tools/check_docs.py"), lint=True),
     ]
 
 

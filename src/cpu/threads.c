@@ -34,6 +34,8 @@ static pthread_cond_t work_posted = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t work_done = PTHREAD_COND_INITIALIZER;
 static atomic_int_fast64_t thread_count;
 
+enum { most_threads = 4096 };
+
 /* Waking a thread costs more than a small problem, so threads watch for a moment before they sleep.
  * Never longer: they may be in somebody's way. */
 static const int64_t watch_nanoseconds = 50000;
@@ -153,6 +155,8 @@ int64_t na_workers(const natten_run *run, int64_t tasks)
     int64_t workers = run->threads > 0 ? run->threads : natten_threads();
     if (workers > tasks)
         workers = tasks;
+    if (workers > most_threads) /* the pool starts as many as it is asked for */
+        workers = most_threads;
     return workers > 1 ? workers : 1;
 }
 
@@ -189,8 +193,8 @@ int64_t natten_threads(void)
 
 natten_status natten_threads_set(int64_t count)
 {
-    if (count < 1 || count > 4096)
-        return na_fail(NATTEN_ERROR_ARGUMENT, "threads must be 1 to 4096, got %lld.",
+    if (count < 1 || count > most_threads)
+        return na_fail(NATTEN_ERROR_ARGUMENT, "threads must be 1 to %d, got %lld.", most_threads,
                        (long long)count);
     atomic_store(&thread_count, count);
     return NATTEN_OK;
