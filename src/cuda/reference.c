@@ -9,6 +9,7 @@
 #include "cuda/device.h"
 #include "cuda/jit.h"
 #include "cuda/launch.h"
+#include "cuda/reference.h"
 
 enum { WARP = 32, MOST_BLOCKS = 1 << 30, BLOCKS_OF_A_PROCESSOR = 16, MOST_LAUNCHES = 3 };
 
@@ -96,13 +97,30 @@ static natten_status run_reference(const natten_plan *plan, const natten_run *ru
     return status;
 }
 
+static na_special special_of(const natten_plan *plan, const na_device *device, natten_op op)
+{
+    na_special special;
+    char arch[NA_ARCH];
+    na_arch_of(device, 0, arch);
+    na_special_init(&special, "reference.cu", arch);
+    na_special_set(&special, "NA_OP", op);
+    na_special_set(&special, "NA_DTYPE", plan->problem.dtype);
+    return special;
+}
+
+void na_reference_prepare_backward(const natten_plan *plan, const na_device *device)
+{
+    if (plan->problem.op != NATTEN_FORWARD || !na_has(&plan->problem, NATTEN_LSE))
+        return;
+    na_special special = special_of(plan, device, NATTEN_BACKWARD);
+    na_jit_prepare(&special);
+}
+
 natten_status na_cuda_reference_plan(natten_plan *plan)
 {
     const natten_axis *x = plan->problem.axis;
     const na_device *device;
-    na_special special;
     na_context context;
-    char arch[NA_ARCH];
     natten_status status = na_device_of(plan, &device);
     if (status != NATTEN_OK)
         return status;
@@ -111,10 +129,7 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
         tokens(2 * x[0].window, 2 * x[1].window, 2 * x[2].window) > most_tokens)
         return na_refuse(plan,
                          "it counts the tokens of a map and the entries of a bias in 31 bits");
-    na_arch_of(device, 0, arch);
-    na_special_init(&special, "reference.cu", arch);
-    na_special_set(&special, "NA_OP", plan->problem.op);
-    na_special_set(&special, "NA_DTYPE", plan->problem.dtype);
+    na_special special = special_of(plan, device, (natten_op)plan->problem.op);
     state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
@@ -130,10 +145,7 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
     if (status == NATTEN_OK) {
         plan->state = s;
         plan->run = run_reference;
-        /* Whoever wants a lse will probably want gradients. */
-        special.macros[0].value = NATTEN_BACKWARD;
-        if (plan->problem.op == NATTEN_FORWARD && na_has(&plan->problem, NATTEN_LSE))
-            na_jit_prepare(&special);
+        na_reference_prepare_backward(plan, device);
         return NATTEN_OK;
     }
     free(s);

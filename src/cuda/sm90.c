@@ -11,6 +11,7 @@
 #include "cuda/driver.h"
 #include "cuda/jit.h"
 #include "cuda/launch.h"
+#include "cuda/reference.h"
 #include "cuda/sm90.h"
 #include "device/sm90_forward.h"
 
@@ -180,6 +181,7 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
     plan->workspace = items > blocks ? (size_t)s->launches * sizeof(int) : 0;
     plan->state = s;
     plan->run = run_sm90;
+    na_reference_prepare_backward(plan, device);
     return NATTEN_OK;
 }
 
