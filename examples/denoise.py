@@ -115,7 +115,7 @@ def main() -> None:
     panels = [
         ("the photograph", truth),
         (f"with noise: {before:.1f} dB", noisy.clamp(0, 1)),
-        (f"after one call: {after:.1f} dB, {seconds:.2f} s", clean),
+        (f"after one call: {after:.1f} dB", clean),
     ]
     middle = slice(150, 150 + width // 4), slice(width // 4, width // 4 + width // 2)
     options.output.parent.mkdir(parents=True, exist_ok=True)
