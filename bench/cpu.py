@@ -19,6 +19,7 @@ import datetime
 import math
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -29,7 +30,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import natten
 from natten.functional import na1d, na2d, na3d
@@ -327,6 +327,8 @@ def processor() -> str:
 
 
 def commit() -> str:
+    if not shutil.which("git"):
+        return "unknown"
     words = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=10"]
     return (
         subprocess.run(words, check=False, capture_output=True, text=True).stdout.strip()
@@ -388,7 +390,7 @@ def main() -> None:
             "C -Ofast native": compile_plain(fast, folder),
         }
         clock = plain["C -O3"]
-        for text in tqdm(options.problems, desc="problems", disable=None):
+        for text in options.problems:
             contenders = Contenders(Problem.parse(text), plain, options.threads)
             contenders.check()
             trainable = [name for name in contenders.names if name not in plain]
