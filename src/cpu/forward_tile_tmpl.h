@@ -178,7 +178,7 @@ static void forward_rescale(forward_tile *t, int first)
 static void forward_weigh(forward_tile *t, int r, int64_t reals)
 {
     const reference m = reference_of(vec_load(t->low + r * VL));
-    vec a = vec_load(t->total + r * VL), b = vec_zero();
+    vec a = vec_zero(), b = vec_zero();
     real *p = t->at[r], *const end = p + reals;
     for (; p + 2 * VL <= end; p += 2 * VL) {
         const vec x = power(vec_loadu(p), m), y = power(vec_loadu(p + VL), m);
@@ -197,7 +197,7 @@ static void forward_weigh(forward_tile *t, int r, int64_t reals)
         vec_store_part(p, HALF, power(vec_load_part(p, HALF), m));
         b = vec_add(b, vec_load_part(p, HALF));
     }
-    vec_store(t->total + r * VL, vec_add(a, b));
+    vec_store(t->total + r * VL, vec_add(vec_load(t->total + r * VL), vec_add(a, b)));
 }
 
 /* All weights are added up: the factor that makes them probabilities, and the lse. */

@@ -162,7 +162,8 @@ typedef struct aggregation {
     const na_span *spans;
     int count;
     int lanes;           /* that are queries */
-    int begin, end;      /* begin: sums start from 0, else from `sum`;
+    int begin, end;      /* begin: else the sums of the call are added to `sum`,
+                            which keeps roundoff of long windows small;
                             end: sums are multiplied by factor, and go to `out` if there is one */
     int stream;          /* out may be written past the caches: it is aligned to vectors */
     int64_t width;       /* between weights of one lane */
@@ -235,7 +236,7 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
             weight[r] = a->weight[r] + l * a->weight_lane;
             UNROLL
             for (int i = 0; i < vectors; i++)
-                sum[r][i] = a->begin ? vec_zero() : vec_load(partial + r * a->sum_row + i * VL);
+                sum[r][i] = vec_zero();
         }
         for (const span_run *run = runs; run < end; run++) {
             const real *value = values + run->token + run->start[l] * value_step;
@@ -261,7 +262,10 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
             real *out = a->end && a->out ? a->out[r] + l * a->out_lane : partial + r * a->sum_row;
             UNROLL
             for (int i = 0; i < vectors; i++) {
-                vec x = a->end ? vec_mul(sum[r][i], factor) : sum[r][i];
+                vec x = sum[r][i];
+                if (!a->begin)
+                    x = vec_add(x, vec_load(partial + r * a->sum_row + i * VL));
+                x = a->end ? vec_mul(x, factor) : x;
                 if (a->end && a->stream)
                     vec_stream(out + i * VL, x);
                 else
