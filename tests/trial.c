@@ -222,7 +222,8 @@ static double usual_size(const natten_problem *p, natten_role role)
     if (p->op != NATTEN_BACKWARD || role == NATTEN_D_VALUE || role == NATTEN_D_ADDITIONAL_VALUE)
         return 0;
     double terms = repeats(p, NATTEN_KEY) || repeats(p, NATTEN_VALUE) ? 1 : slots + window;
-    double through_softmax = sqrt((double)p->value_dim / terms);
+    /* The largest of many is some three times the usual one. */
+    double through_softmax = 3 * sqrt((double)p->value_dim / terms);
     return role == NATTEN_D_RPB ? through_softmax : fabs(p->scale) * through_softmax;
 }
 
