@@ -2,7 +2,8 @@
  * A libcuda.so.1 for tests: its one GPU is this computer. What the library hands to it are kernels
  * that nvrtc.c had a C compiler make; they run as fibres (fibre.c), in host memory, before the
  * launch returns. The seed of the schedules comes from HOST_SEED, the driver's version from
- * HOST_DRIVER (13000), the compute capability from HOST_CAPABILITY (90). */
+ * HOST_DRIVER (13000), the compute capability from HOST_CAPABILITY (90), the number of
+ * multiprocessors from HOST_PROCESSORS (132). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -77,7 +78,7 @@ int symbol_cuDeviceGetAttribute(int *value, int attribute, int device)
 {
     const struct {
         int attribute, value;
-    } known[] = {{16, 132},
+    } known[] = {{16, setting("HOST_PROCESSORS", 132)},
                  {38, 52428800},
                  {75, setting("HOST_CAPABILITY", 90) / 10},
                  {76, setting("HOST_CAPABILITY", 90) % 10},

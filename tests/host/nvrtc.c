@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * An NVRTC for tests: it has a C compiler make a shared object of a device text, with the host text
- * of the words. HOST_MUTANT=n leaves out the n-th statement of the text that waits (a line with
- * na_barrier, or a word that ends in _wait or _fence), and says in its log which; past the last one
- * it fails. */
+ * of the words. HOST_MUTANT=text.cu:n leaves out the n-th statement that waits (a line with a word
+ * that ends in _barrier, _wait or _fence) of the text and of the templates it may include, and says
+ * in its log which; past the last one it fails. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -15,10 +15,14 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { OUT_OF_MEMORY = 1, INVALID = 3, COMPILATION = 6, OPTIONS = 64 };
+enum { OUT_OF_MEMORY = 1, INVALID = 3, COMPILATION = 6, OPTIONS = 64, TEMPLATES = 8 };
 
 typedef struct program {
-    char folder[64];
+    char folder[64], name[64];
+    struct {
+        char *name, *text;
+    } templates[TEMPLATES];
+    int template_count;
     char *text, *result, log[8192];
     size_t size;
 } program;
@@ -61,22 +65,35 @@ static int write_file(const char *folder, const char *name, const char *text)
     return fclose(file) == 0;
 }
 
+/* A template of this text: "device/sm90_tile_tmpl.h" of "sm90_forward.cu". */
+static int belongs(const char *text, const char *header)
+{
+    size_t length = strcspn(text, "_.");
+    return !strncmp(header, "device/", 7) && !strncmp(header + 7, text, length) &&
+           strstr(header, "_tmpl.h");
+}
+
 int nvrtcCreateProgram(void **result, const char *text, const char *name, int headers,
                        const char *const *header_texts, const char *const *header_names)
 {
     program *p = calloc(1, sizeof *p);
-    (void)name;
     *result = p;
     if (!p || !(p->text = strdup(text)))
         return OUT_OF_MEMORY;
+    snprintf(p->name, sizeof p->name, "%s", name);
     snprintf(p->folder, sizeof p->folder, "/tmp/natten-host-XXXXXX");
     if (!mkdtemp(p->folder))
         return INVALID;
     /* The C compiler has its own standard headers. */
-    for (int i = 0; i < headers; i++)
-        if (strncmp(header_names[i], "std", 3) &&
-            !write_file(p->folder, header_names[i], header_texts[i]))
+    for (int i = 0; i < headers; i++) {
+        const char *header = header_names[i];
+        if (strncmp(header, "std", 3) && !write_file(p->folder, header, header_texts[i]))
             return INVALID;
+        if (belongs(name, header) && p->template_count < TEMPLATES) {
+            p->templates[p->template_count].name = strdup(header);
+            p->templates[p->template_count++].text = strdup(header_texts[i]);
+        }
+    }
     return 0;
 }
 
@@ -100,6 +117,10 @@ int nvrtcDestroyProgram(void **result)
     program *p = *result;
     char *words[] = {"rm", "-rf", p->folder, NULL};
     run(words, "/dev/null");
+    for (int i = 0; i < p->template_count; i++) {
+        free(p->templates[i].name);
+        free(p->templates[i].text);
+    }
     free(p->text);
     free(p->result);
     free(p);
@@ -109,23 +130,23 @@ int nvrtcDestroyProgram(void **result)
 
 static int waits(const char *line)
 {
-    return strstr(line, "na_barrier(") || strstr(line, "_wait(") || strstr(line, "_fence(") ||
+    return strstr(line, "_barrier(") || strstr(line, "_wait(") || strstr(line, "_fence(") ||
            strstr(line, "_sync(");
 }
 
 /* Blanks the statement of the n-th line that waits. Statements that wait are lines of their own. */
-static int mutate(program *p, int wanted)
+static int mutate(program *p, char *text, const char *name, int *wanted)
 {
-    int number = 0, count = 0;
-    for (char *line = p->text; line && *line;) {
+    int number = 0;
+    for (char *line = text; line && *line;) {
         char *end = strchr(line, '\n');
         if (!end)
             return 0;
         *end = 0;
         number++;
-        int found = line[0] == ' ' && waits(line) && end[-1] == ';' && ++count == wanted;
+        int found = line[0] == ' ' && waits(line) && end[-1] == ';' && --*wanted == 0;
         if (found) {
-            snprintf(p->log, sizeof p->log, "without line %d: %s\n", number, line);
+            snprintf(p->log, sizeof p->log, "without line %d of %s: %s\n", number, name, line);
             memset(line, ' ', (size_t)(end - line));
             end[-1] = ';';
         }
@@ -134,6 +155,17 @@ static int mutate(program *p, int wanted)
             return 1;
         line = end + 1;
     }
+    return 0;
+}
+
+/* 0: there are fewer such statements. */
+static int mutate_any(program *p, int wanted)
+{
+    if (mutate(p, p->text, "the text", &wanted))
+        return 1;
+    for (int i = 0; i < p->template_count; i++)
+        if (mutate(p, p->templates[i].text, p->templates[i].name, &wanted))
+            return write_file(p->folder, p->templates[i].name, p->templates[i].text);
     return 0;
 }
 
@@ -156,7 +188,9 @@ int nvrtcCompileProgram(void *result, int count, const char *const *options)
     char source[128], object[128], log[128], include[128];
     char *words[OPTIONS + 24] = {HOST_CC, "-x",    "c",       "-std=gnu11", "-O2",
                                  "-w",    "-fPIC", "-shared", include,      "-I" HOST_TESTS};
-    if (mutant && !mutate(p, atoi(mutant))) {
+    size_t named = strlen(p->name);
+    int is_mutant = mutant && !strncmp(mutant, p->name, named) && mutant[named] == ':';
+    if (is_mutant && !mutate_any(p, atoi(mutant + named + 1))) {
         snprintf(p->log, sizeof p->log, "there is no statement %s that waits\n", mutant);
         return COMPILATION;
     }
