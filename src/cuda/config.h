@@ -14,7 +14,6 @@ typedef struct na_forward_config {
     int stack;
     int tile[3];  /* keys of a tile */
     int halves;   /* a warpgroup may do one half of a tile */
-    int resident; /* queries stay in registers */
     int key_stages, value_stages;
     int positions; /* of tiles along one axis, in the mask tables; 0: no tables */
     int raster;    /* tiles of axis 1 that follow each other */

@@ -95,7 +95,7 @@ void na_sm90_special(const natten_problem *p, const na_forward_config *c, na_spe
     na_special_set(special, "NA_KEY_STAGES", c->key_stages);
     na_special_set(special, "NA_VALUE_STAGES", c->value_stages);
     na_special_set(special, "NA_POSITIONS", c->positions);
-    na_special_set(special, "NA_RESIDENT", c->resident);
+    na_special_set(special, "NA_EXTRA", p->additional_tokens > 0);
 }
 
 /* Sizes; 0: more work items than can be counted. */

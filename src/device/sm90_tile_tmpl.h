@@ -17,12 +17,8 @@ NA_WORD void NA_JOIN(multiply_, NA_COLUMNS)(consumer *s, float *scores, int from
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
         uint64_t keys = na_matrix(key + k / 4 * (NA_KEYS * 128) + k % 4 * 32, 16);
-#if NA_RESIDENT
-        NA_JOIN(NA_JOIN(scores_, NA_COLUMNS), _registers)(scores, s->queries + 4 * k, keys, k > 0);
-#else
         uint32_t query = s->query + k / 4 * (NA_SM90_ROWS * 128) + k % 4 * 32;
         NA_JOIN(NA_JOIN(scores_, NA_COLUMNS), _shared)(scores, na_matrix(query, 16), keys, k > 0);
-#endif
     }
     na_product_commit();
     na_product_wait();
@@ -154,9 +150,9 @@ NA_WORD void NA_JOIN(tile_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, c
     int at[3] = {note[0], note[1], note[2]};
     NA_JOIN(multiply_, NA_COLUMNS)(s, scores, from);
     give_key(s);
-    if (NA_RESIDENT || kind & LAST)
+    if (kind & LAST)
         give_query(s);
-    if (kind & EXTRA) {
+    if (NA_EXTRA && kind & EXTRA) {
 #pragma unroll
         for (int r = 0; r < 2; r++)
             NA_JOIN(keep_range_, NA_COLUMNS)(s, scores, r, 0, at[2] - from);

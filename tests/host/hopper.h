@@ -283,18 +283,6 @@ NA_WORD void na_group_barrier(int name) { na_host_barrier(name, 128); }
 #define NA_REGISTERS_LESS(count) ((void)0)
 #define NA_REGISTERS_MORE(count) ((void)0)
 
-NA_WORD void na_matrix_load(uint32_t *to, uint32_t row)
-{
-    const uint32_t *rows = na_host_warp("na_matrix_load", &row, sizeof row);
-    int lane = na_host_thread() & 31;
-    for (int i = 0; i < 4; i++) {
-        uint32_t from = rows[8 * i + lane / 4];
-        if (from % 16)
-            na_host_fault("a matrix row at %u is not aligned", from);
-        memcpy(&to[i], na_host_at(from + (uint32_t)lane % 4 * 4, 4), 4);
-    }
-}
-
 NA_WORD float na_exp2(float x) { return exp2f(x); }
 NA_WORD float na_log2(float x) { return log2f(x); }
 NA_WORD float na_fma(float a, float b, float c) { return fmaf(a, b, c); }

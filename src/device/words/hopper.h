@@ -120,15 +120,6 @@ NA_WORD void na_product_wait(void)
 }
 NA_WORD void na_hold(float *value) { asm volatile("" : "+f"(*value)::"memory"); }
 
-/* Four 8 x 8 matrices; this thread gives the address of one row. */
-NA_WORD void na_matrix_load(uint32_t *to, uint32_t row)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(row)
-                 : "memory");
-}
-
 NA_WORD float na_exp2(float x)
 {
     float y;

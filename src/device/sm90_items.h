@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT
+ * What the loading thread and the computing warpgroups of sm90_forward.cu (whose parameters are
+ * meant here) share: where things lie, work items, notes about tiles. */
+enum {
+    STEPS = (NA_DIM + 15) / 16, /* of products along the channels */
+    OUTPUTS = NA_VALUE_DIM / 2, /* held by a thread */
+    SUB_TOKENS = NA_SM90_ROWS / NA_PACK,
+    TABLE_ROWS = NA_SUB_0 + NA_SUB_1 + NA_SUB_2,
+    TABLE_WORDS = TABLE_ROWS * NA_POSITIONS,
+    /* Only axes along which rows or keys differ have to be looked at. */
+    MASKS_0 = NA_SUB_0 > 1 || NA_TILE_0 > 1,
+    MASKS_1 = NA_SUB_1 > 1 || NA_TILE_1 > 1,
+    HALVES_AXIS = NA_TILE_0 > 1   ? 0
+                  : NA_TILE_1 > 1 ? 1
+                                  : 2,
+    /* The order of the walk over tiles, outermost axis first, is one that the L2 cache likes. */
+    OUTER = NA_TILE_0 > 1 ? 2 : 0,
+    MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
+    INNER = NA_TILE_0 > 1 ? 1 : 2,
+    ARRIVALS = 4 * NA_GROUPS /* of warps */
+};
+
+/* What a note says about a tile; the first five are shifted left by a warpgroup's number. */
+enum {
+    SKIP = 1,
+    MASK = 1 << 3,
+    UPPER_ONLY = 1 << 16, /* the first half is not needed */
+    LOWER_ONLY = 1 << 20,
+    LAST = 1 << 8,  /* of its item */
+    EXTRA = 1 << 9, /* additional tokens */
+    END = 1 << 10   /* no tile: there is no more work */
+};
+
+/* A note: three words that say where the tile lies, its kind, and with the first tile of an item
+ * the item. */
+enum { NOTE_WORDS = NA_SM90_NOTE_BYTES / 4, NOTE_KIND = 3, NOTE_ITEM = 4 };
+
+enum {
+    QUERY_FULL = 0,
+    QUERY_EMPTY = QUERY_FULL + NA_GROUPS,
+    KEY_FULL = QUERY_EMPTY + NA_GROUPS,
+    KEY_EMPTY = KEY_FULL + NA_KEY_STAGES,
+    VALUE_FULL = KEY_EMPTY + NA_KEY_STAGES,
+    VALUE_EMPTY = VALUE_FULL + NA_VALUE_STAGES,
+    GATES = VALUE_EMPTY + NA_VALUE_STAGES
+};
+
+NA_WORD na_sm90_shared places(void)
+{
+    return na_sm90_shared_of(NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_KEYS, NA_KEY_STAGES,
+                             NA_VALUE_STAGES, TABLE_WORDS);
+}
+
+NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
+
+NA_WORD int *note_of(int stage)
+{
+    return (int *)((unsigned char *)na_shared() + places().note) + stage * NOTE_WORDS;
+}
+
+typedef struct ring {
+    int stage;
+    uint32_t phase;
+} ring;
+
+NA_WORD void next(ring *ring, int stages)
+{
+    if (++ring->stage == stages) {
+        ring->stage = 0;
+        ring->phase ^= 1;
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * items */
+
+typedef struct work_item {
+    int first[3], end[3], residue[3]; /* queries of the tile; the group's end; the group */
+    int head, batch, unused;
+} work_item;
+
+/* Queries of a block's tile along an axis. */
+NA_WORD int sub(int axis) { return axis == 0 ? NA_SUB_0 : axis == 1 ? NA_SUB_1 : NA_SUB_2; }
+NA_WORD int tile(int axis) { return axis == 0 ? NA_TILE_0 : axis == 1 ? NA_TILE_1 : NA_TILE_2; }
+NA_WORD int offset(int axis, int group) { return axis == NA_STACK ? group * sub(axis) : 0; }
+
+/* Item number w; 0: there is nothing in it. Axis 0 runs fastest, then `raster` tiles of axis 1,
+ * axis 2, the rest of axis 1: neighbors share keys in the L2 cache. */
+NA_WORD int find_item(const na_sm90_forward *p, int w, work_item *t)
+{
+    int count[3], x[3], there = 1;
+    for (int a = 0; a < 3; a++)
+        count[a] = p->axis[a].tiles * p->axis[a].rule.dilation;
+    int blocks = (count[1] + p->raster - 1) / p->raster;
+    x[0] = w % count[0];
+    w /= count[0];
+    x[1] = w % p->raster;
+    w /= p->raster;
+    x[2] = w % count[2];
+    w /= count[2];
+    x[1] += w % blocks * p->raster;
+    w /= blocks;
+    t->head = w % p->heads;
+    t->batch = w / p->heads;
+    t->unused = 0;
+#pragma unroll
+    for (int a = 0; a < 3; a++) {
+        const na_sm90_axis *axis = &p->axis[a];
+        int dilation = axis->rule.dilation, residue = x[a] / axis->tiles;
+        int before = axis->query_origin - residue + dilation - 1;
+        int step = sub(a) * (a == NA_STACK ? NA_GROUPS : 1);
+        t->residue[a] = residue;
+        t->first[a] = before / dilation + x[a] % axis->tiles * step;
+        t->end[a] = (before + axis->query_extent) / dilation;
+        there &= residue < dilation && t->first[a] < t->end[a];
+    }
+    return there;
+}
+
+NA_WORD na_window window_at(const na_sm90_axis *axis, int residue, int place)
+{
+    na_axis group = axis->rule;
+    group.extent = (group.extent - residue + group.dilation - 1) / group.dilation;
+    group.dilation = 1;
+    return na_window_of(group, place);
+}
+
+/* The union of the windows of some queries, and what is in all of them. */
+typedef struct span {
+    int first, end, inner_first, inner_end;
+} span;
+
+NA_WORD span span_of(const na_sm90_axis *axis, const work_item *t, int a, int group)
+{
+    int from = t->first[a] + offset(a, group), to = na_min(from + sub(a), t->end[a]) - 1;
+    span none = {1 << 29, -1, 1 << 29, -1};
+    if (from > to)
+        return none;
+    na_window low = window_at(axis, t->residue[a], from);
+    na_window high = window_at(axis, t->residue[a], to);
+    span s = {low.first, high.first + high.count, high.first, low.first + low.count};
+    return s;
+}
+
+/* The bits of a note for `width` keys from `key` on, along one axis. */
+NA_WORD int classify(const span *s, int key, int width, int halves)
+{
+    int from = key, to = key + width, middle = key + width / 2, kind = 0;
+    if (halves && (middle <= s->first || key >= s->end)) {
+        kind |= UPPER_ONLY;
+        from = middle;
+    }
+    if (halves && (to <= s->first || middle >= s->end)) {
+        kind |= LOWER_ONLY;
+        to = middle;
+    }
+    if (key + width <= s->first || key >= s->end)
+        kind |= SKIP;
+    return kind | (from >= s->inner_first && to <= s->inner_end ? 0 : MASK);
+}
