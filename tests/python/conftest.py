@@ -46,3 +46,12 @@ def fresh() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     context.NattenContext.reset()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many tiny calls: handing each to other threads costs more than it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

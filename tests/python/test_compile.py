@@ -15,7 +15,7 @@ import natten
 import natten.functional as F
 from natten import NeighborhoodAttention2D, _ops
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import natten.functional as F
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Case = tuple[Callable[..., Any], tuple[Tensor, ...]]
 
 

@@ -22,6 +22,7 @@ from natten import (
 )
 from problems import assert_close
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
 SIZES = {1: (13,), 2: (7, 9), 3: (4, 6, 5)}
 
