@@ -67,15 +67,22 @@ static void add_tokens(const real *from, int64_t from_step, int64_t tokens, int6
     }
 }
 
-/* Adds packed tokens to others, or (add 0) sets these, and zeroes them. */
+/* Takes packed tokens away: adds them to others, or (add 0) sets these, and leaves zeros. Whole
+ * vectors are set past the caches: only bands that meet here read them again. */
 static void take_tokens(real *from, int64_t from_step, int64_t tokens, int64_t channels, real *to,
                         int64_t to_step, int add)
 {
-    for (int64_t t = 0; t < tokens; t++, from += from_step, to += to_step) {
-        add_tokens(from, from_step, 1, channels, to, to_step, add);
-        for (int64_t c = 0; c < from_step; c += VL)
+    const int64_t line = VL * (int64_t)sizeof(real);
+    const int stream =
+        !add && channels % VL == 0 && (uintptr_t)to % (uintptr_t)line == 0 && to_step % VL == 0;
+    if (!stream)
+        add_tokens(from, from_step, tokens, channels, to, to_step, add);
+    for (int64_t t = 0; t < tokens; t++, from += from_step, to += to_step)
+        for (int64_t c = 0; c < from_step; c += VL) {
+            if (stream)
+                vec_stream(to + c, vec_load(from + c));
             vec_store(from + c, vec_zero());
-    }
+        }
 }
 
 static void zero_tokens(int64_t tokens, int64_t channels, real *to, int64_t step)
