@@ -12,8 +12,8 @@ typedef struct na_forward_config {
     int pack;   /* heads that share keys, worked on together */
     int groups; /* warpgroups that compute, side by side along axis `stack` */
     int stack;
-    int tile[3];  /* keys of a tile */
-    int halves;   /* a warpgroup may do one half of a tile */
+    int tile[3]; /* keys of a tile */
+    int halves;  /* a warpgroup may do one half of a tile */
     int key_stages, value_stages;
     int positions; /* of tiles along one axis, in the mask tables; 0: no tables */
     int raster;    /* tiles of axis 1 that follow each other */
