@@ -191,10 +191,11 @@ static natten_status check_counts(const natten_problem *p)
         if (count > 0x1p60)
             return BAD("%s would have %.3g elements.", na_role_name((natten_role)role), count);
         const natten_layout *layout = &p->layout[role];
-        double reach = (double)shape.batch * fabs((double)layout->batch) +
+        /* Counting none as one: strides of what is empty are multiplied too. */
+        double reach = fmax((double)shape.batch, 1) * fabs((double)layout->batch) +
                        (double)shape.heads * fabs((double)layout->head);
         for (int i = 0; i < 3; i++)
-            reach += (double)shape.extent[i] * fabs((double)layout->axis[i]);
+            reach += fmax((double)shape.extent[i], 1) * fabs((double)layout->axis[i]);
         if (reach > 0x1p59)
             return BAD("The strides of %s reach %.3g elements far.",
                        na_role_name((natten_role)role), reach);

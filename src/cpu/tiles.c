@@ -214,7 +214,7 @@ int na_spans(const na_geometry *g, const na_work *work, int tile, const na_key_r
     const na_lanes *lanes = na_work_lanes(g, work, tile, 0);
     run runs[2 * NA_ROWS];
     const int run_count = make_runs(g, work, tile, runs);
-    na_span span = {.slot = rows[0].slot,
+    na_span span = {.slot = row_count > 0 ? rows[0].slot : 0,
                     .x = lanes->base,
                     .step = (int)g->axis[2].dilation,
                     .mode = lanes->mode,
