@@ -39,10 +39,10 @@ typedef struct forward_worker {
     na_work work, next;    /* next: the task after this one; no block: none */
     ahead tokens, queries; /* of the next task; of the next tile */
     real *key, *value, *query, *score, *sum, *room;
-    int64_t *tags;        /* of slots; the last one of the additional tokens */
-    na_key_row *key_rows; /* of this task, then of the next */
+    int64_t *tags;                    /* of slots; the last one of the additional tokens */
+    na_key_row *key_rows, *next_rows; /* of this task, of the next */
     na_span *spans;
-    int key_row_count;
+    int key_row_count, next_row_count;
 } forward_worker;
 
 /* One tile on its way. */
@@ -287,7 +287,10 @@ static void forward_tile_run(forward_worker *w, int tile)
     const forward_run *run = w->run;
     const forward_state *s = run->state;
     const na_geometry *g = s->g;
-    forward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
+    forward_tile t;
+    t.w = w;
+    t.tile = tile;
+    t.rows = w->work.rows;
     t.lanes = na_work_lanes(g, &w->work, tile, 0);
     t.width = t.lanes->half ? HALF : VL;
     t.span_count = na_spans(g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);

@@ -23,6 +23,7 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
     w->tags = (int64_t *)((uintptr_t)base + at);
     at += aligned_bytes((size_t)(g->additional_slot + 1) * sizeof *w->tags);
     w->key_rows = (na_key_row *)((uintptr_t)base + at);
+    w->next_rows = w->key_rows + g->key_rows;
     at += aligned_bytes(2 * (size_t)g->key_rows * sizeof *w->key_rows);
     w->spans = (na_span *)((uintptr_t)base + at);
     at += aligned_bytes((size_t)g->spans * sizeof *w->spans);
@@ -89,9 +90,8 @@ static void forward_look_ahead(forward_worker *w, int64_t task)
     const na_part *part = &g->part[w->work.part];
     const int tiles = g->across ? 1 : part->end - part->tile;
     w->next = na_work_at(g, task);
-    na_key_row *rows = w->key_rows + g->key_rows;
-    const int count = na_key_rows(g, &w->next, rows);
-    na_ring_missing(g, &w->next, rows, count, w->tags, forward_look, w);
+    w->next_row_count = na_key_rows(g, &w->next, w->next_rows);
+    na_ring_missing(g, &w->next, w->next_rows, w->next_row_count, w->tags, forward_look, w);
     ahead_share(&w->tokens, (int64_t)tiles * w->key_row_count);
 }
 
@@ -106,8 +106,16 @@ static void forward_work(void *context, int64_t worker)
         w.tags[i] = -1;
     const int64_t end = g->tasks * (worker + 1) / run->workers;
     for (int64_t task = g->tasks * worker / run->workers; task < end; task++) {
-        w.work = na_work_at(g, task);
-        w.key_row_count = na_key_rows(g, &w.work, w.key_rows);
+        if (w.next.block) {
+            na_key_row *rows = w.key_rows;
+            w.work = w.next;
+            w.key_rows = w.next_rows;
+            w.key_row_count = w.next_row_count;
+            w.next_rows = rows;
+        } else {
+            w.work = na_work_at(g, task);
+            w.key_row_count = na_key_rows(g, &w.work, w.key_rows);
+        }
         na_ring_fill(g, &w.work, w.key_rows, w.key_row_count, w.tags, forward_pack, &w);
         forward_pack_more(&w);
         w.next.block = NULL;

@@ -88,10 +88,11 @@ static int make_upright_blocks(na_geometry *g, int rows)
             na_block *block = &g->block[g->blocks++];
             int from = (int)((int64_t)count * i / pieces);
             block->rows = (int)((int64_t)count * (i + 1) / pieces) - from;
-            for (int r = 0; r < block->rows; r++)
+            for (int r = 0; r < block->rows; r++) {
                 block->index[r] = residue + (from + r) * (int)axis->dilation;
-            na_window head = na_local_window(axis, block->index[0]);
-            na_window tail = na_local_window(axis, block->index[block->rows - 1]);
+                block->y[r] = na_local_window(axis, block->index[r]);
+            }
+            na_window head = block->y[0], tail = block->y[block->rows - 1];
             int keys = (tail.first - head.first) / (int)axis->dilation + tail.count;
             g->ring_y = na_max(g->ring_y, keys);
         }

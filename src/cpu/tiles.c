@@ -47,28 +47,38 @@ void na_work_parts(const na_geometry *g, const na_work *work, int *first, int *l
 int na_key_rows(const na_geometry *g, const na_work *work, na_key_row *rows)
 {
     const natten_axis *az = &g->axis[0], *ay = &g->axis[1];
-    na_window z = na_local_window(az, work->z), y[NA_ROWS];
-    int count = 0, queries = g->across ? 1 : work->block->rows, end = 0;
-    for (int r = 0; r < queries; r++) {
-        y[r] = na_local_window(ay, g->across ? work->y : work->block->index[r]);
-        end = na_max(end, y[r].first + y[r].count * (int)ay->dilation);
+    const int dilation = (int)ay->dilation;
+    const na_window z = na_local_window(az, work->z), *y = work->block->y;
+    int count = 0, queries = work->block->rows, end = 0;
+    na_window own;
+    if (g->across) {
+        own = na_local_window(ay, work->y);
+        y = &own;
+        queries = 1;
     }
+    for (int r = 0; r < queries; r++)
+        end = na_max(end, y[r].first + y[r].count * dilation);
+    const int64_t first_y =
+        g->planes ? y[0].first : (y[0].first + ay->key_origin) / dilation % g->ring_y;
     for (int i = 0; i < z.count; i++) {
         int kz = z.first + i * (int)az->dilation, lo = 0, hi = 0;
-        int64_t slot_z = (kz + az->key_origin) / az->dilation % g->ring_z;
-        for (int ky = y[0].first; ky < end; ky += (int)ay->dilation) {
-            int64_t slot_y = g->planes ? ky : (ky + ay->key_origin) / ay->dilation % g->ring_y;
+        int64_t slot_z = (kz + az->key_origin) / az->dilation % g->ring_z, slot_y = first_y;
+        for (int ky = y[0].first; ky < end; ky += dilation) {
             while (hi < queries && y[hi].first <= ky)
                 hi++;
-            while (lo < hi && y[lo].first + y[lo].count * (int)ay->dilation <= ky)
+            while (lo < hi && y[lo].first + y[lo].count * dilation <= ky)
                 lo++;
-            if (lo == hi)
-                continue;
-            na_key_row row = {kz, ky, lo * work->heads, hi * work->heads,
-                              (slot_z * g->ring_y + slot_y) * g->ring_part};
-            if (g->across)
-                row.hi = work->rows;
-            rows[count++] = row;
+            if (lo < hi) {
+                na_key_row row = {kz, ky, lo * work->heads, hi * work->heads,
+                                  (slot_z * g->ring_y + slot_y) * g->ring_part};
+                if (g->across)
+                    row.hi = work->rows;
+                rows[count++] = row;
+            }
+            /* Divisions would cost more than all else here. */
+            slot_y += g->planes ? dilation : 1;
+            if (slot_y == g->ring_y)
+                slot_y = 0;
         }
     }
     return count;

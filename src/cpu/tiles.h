@@ -43,6 +43,7 @@ typedef struct na_lanes {
 typedef struct na_block {
     int32_t rows;
     int32_t index[NA_ROWS];  /* upright: query of axis 1; across: number of the lane tile */
+    na_window y[NA_ROWS];    /* upright: of these queries, the first key local */
     int32_t offset[NA_ROWS]; /* across: keys between the first row's window start and this one's */
     int32_t keys;            /* across: keys from the first row's start to the last row's end */
 } na_block;
