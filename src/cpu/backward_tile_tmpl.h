@@ -237,8 +237,11 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
                           .key_depth = s->line,
                           .depth = s->depth,
                           .half = t->lanes->half,
+                          .forbidden = (real)-INFINITY,
                           .room = w->room};
     scoring values = keys;
+    /* Their weight is 0, but what lies where they would be packed may be NaN. */
+    values.forbidden = 0;
     values.query = w->grad;
     values.key = w->value;
     values.slot_step = s->line * s->channels;
@@ -259,9 +262,7 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
         backward_advance(span, t->width, weight);
         if (!s->d_slope)
             continue;
-        na_span all = *span;
-        all.limit = NULL;
-        correlate_span(&values, &all, slope, 0);
+        correlate_span(&values, span, slope, 0);
         backward_advance(span, t->width, slope);
     }
 }

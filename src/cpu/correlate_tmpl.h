@@ -53,7 +53,7 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
             W(index) limit = W(index_load)(a->limit + r * a->limit_step);
             UNROLL
             for (int c = 0; c < keys; c++)
-                sum[r][c] = W(keep)(sum[r][c], a->first + from + c, limit, (real)-INFINITY);
+                sum[r][c] = W(keep)(sum[r][c], a->first + from + c, limit, a->forbidden);
         }
     }
     UNROLL

@@ -129,6 +129,7 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
                              .key_depth = s->key_depth,
                              .depth = s->depth,
                              .half = t->lanes->half,
+                             .forbidden = (real)-INFINITY,
                              .top = t->top,
                              .room = w->room};
     for (int r = 0; r < t->rows; r++)

@@ -49,10 +49,11 @@ typedef struct correlation {
     int add;              /* 1: add to what stands in score */
     int first;            /* number of the run's first key, compared with limit */
     const int32_t *start; /* of lanes */
-    const int32_t *limit; /* scores of keys at or beyond a lane's limit become -infinity; NULL */
-    int64_t limit_step;   /* between rows */
-    real *const *score;   /* of each row: where the run's first score goes, aligned */
-    real *top;            /* [row][VL]: largest score so far is kept up to date; NULL */
+    const int32_t *limit; /* scores of keys at or beyond a lane's limit become `forbidden`; NULL */
+    real forbidden;
+    int64_t limit_step; /* between rows */
+    real *const *score; /* of each row: where the run's first score goes, aligned */
+    real *top;          /* [row][VL]: largest score so far is kept up to date; NULL */
 } correlation;
 
 typedef void (*correlate_function)(const correlation *, int from);
@@ -100,9 +101,10 @@ typedef struct scoring {
     int64_t slot_step; /* between slots */
     int64_t key_depth; /* between channels in a slot */
     int depth;
-    int half;   /* 1: HALF lanes, scores HALF apart */
-    real *top;  /* [row][VL] or NULL */
-    real *room; /* depth * KEYS_MAX * VL reals */
+    int half;       /* 1: HALF lanes, scores HALF apart */
+    real forbidden; /* score of keys that a lane does not see */
+    real *top;      /* [row][VL] or NULL */
+    real *room;     /* depth * KEYS_MAX * VL reals */
 } scoring;
 
 /* Scores of a span, for the rows that see it, into score[row] (of tile row 0 on). `add`: on top of
@@ -122,6 +124,7 @@ static void correlate_span(const scoring *t, const na_span *span, real *const *s
                      .start = span->start,
                      .limit = span->limit ? span->limit + span->lo * span->limit_step : NULL,
                      .limit_step = span->limit_step,
+                     .forbidden = t->forbidden,
                      .score = score + span->lo,
                      .top = t->top ? t->top + span->lo * VL : NULL};
     const int far = span->mode > NA_BROADCAST;

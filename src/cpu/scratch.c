@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "core/lock.h"
@@ -42,15 +43,10 @@ static header *take_kept(size_t bytes)
     return found;
 }
 
-void *na_scratch_take(size_t bytes)
+static header *make(size_t bytes)
 {
-    if (bytes > SIZE_MAX / 2)
-        return NULL;
-    header *block = take_kept(bytes);
-    if (block)
-        return block + 1;
     size_t alignment = bytes >= huge_page ? huge_page : 64;
-    size_t whole = (bytes + sizeof *block + alignment - 1) / alignment * alignment;
+    size_t whole = (bytes + sizeof(header) + alignment - 1) / alignment * alignment;
     void *memory;
     if (posix_memalign(&memory, alignment, whole))
         return NULL;
@@ -59,8 +55,24 @@ void *na_scratch_take(size_t bytes)
     if (alignment == huge_page)
         madvise(memory, whole, MADV_HUGEPAGE);
 #endif
-    block = memory;
+    header *block = memory;
     block->block.bytes = whole - sizeof *block;
+    return block;
+}
+
+void *na_scratch_take(size_t bytes)
+{
+    if (bytes > SIZE_MAX / 2)
+        return NULL;
+    header *block = take_kept(bytes);
+    if (!block)
+        block = make(bytes);
+    if (!block)
+        return NULL;
+#if defined(__SANITIZE_ADDRESS__)
+    /* Whatever a kernel reads before it has written it becomes NaN, and some test fails. */
+    memset(block + 1, 0xff, bytes);
+#endif
     return block + 1;
 }
 
