@@ -253,6 +253,9 @@ static void pad(natten_problem *p)
 {
     static const natten_axis point = {1, 1, 1, 0, 0, 1, 1, 1, 0};
     int shift = 3 - (int)p->rank;
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        if (!na_has(p, (natten_role)role)) /* nobody checked these strides */
+            p->layout[role] = (natten_layout){0};
     for (int i = 3; i-- > 0;) {
         p->axis[i] = i >= shift ? p->axis[i - shift] : point;
         for (int role = 0; role < NATTEN_ROLES; role++)
