@@ -11,4 +11,4 @@ clang -O1 -g -fsanitize=fuzzer,address,undefined -Iinclude -Isrc -Itests \
     tests/fuzz/fuzz_problem.c tests/problem_string.c src/natten.c src/table.c src/core/*.c \
     $objects -o $folder/fuzz_problem -lpthread -ldl -lm
 $folder/fuzz_problem -max_total_time=30 -max_len=40 -artifact_prefix=$folder/found/ \
-    -print_final_stats=1 $folder/found
+    -rss_limit_mb=0 -print_final_stats=1 $folder/found
