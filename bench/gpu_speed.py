@@ -130,8 +130,11 @@ def flex(case: str, qkv: list[torch.Tensor]) -> Callable[[], object]:
         x = torch.nn.functional.pad(x, (0, 0, 0, 0, *widths)).flatten(1, -3)
         return x[:, order].transpose(1, 2).contiguous()
 
-    blocks = torch.compile(create_block_mask)(mask, None, None, count, count, device="cuda")
-    compiled = torch.compile(flex_attention)
+    # Shapes of one case must not make those of the next symbolic: the mask cannot take that.
+    torch._dynamo.reset()
+    compiled_mask = torch.compile(create_block_mask, dynamic=False)
+    blocks = compiled_mask(mask, None, None, count, count, device="cuda")
+    compiled = torch.compile(flex_attention, dynamic=False)
     q, k, v = (permute(x) for x in qkv)
     return lambda: compiled(q, k, v, block_mask=blocks)
 
