@@ -186,7 +186,7 @@ def run(step: Step, total: Sum) -> None:
         print(f"SKIP {step.name}: {' '.join(missing)} not found", flush=True)
         total.add(0, 0, 1)
         return
-    environment = os.environ | SANITIZERS
+    environment = os.environ | SANITIZERS | {"NATTEN_TEST_INSTALLED": "1"}
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     log = LOGS / (step.name.replace(" ", "-") + ".log")
     begin = time.monotonic()
