@@ -56,18 +56,10 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "d_additional_keys",
                                                 "d_additional_values"};
 
+/* A gradient looks like what it belongs to; the roles are in the same order. */
 static natten_role primal(int role)
 {
-    static const natten_role of[] = {NATTEN_QUERY,
-                                     NATTEN_KEY,
-                                     NATTEN_VALUE,
-                                     NATTEN_OUT,
-                                     NATTEN_LSE,
-                                     NATTEN_ATTN,
-                                     NATTEN_RPB,
-                                     NATTEN_ADDITIONAL_KEY,
-                                     NATTEN_ADDITIONAL_VALUE};
-    return role < NATTEN_D_QUERY ? of[role] : of[role - NATTEN_D_QUERY];
+    return (natten_role)(role < NATTEN_D_QUERY ? role : role - NATTEN_D_QUERY);
 }
 
 __attribute__((format(printf, 3, 4))) static natten_status
