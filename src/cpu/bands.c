@@ -8,6 +8,9 @@
  * enough to hide what starting it costs. */
 enum { ENOUGH = 16, LEAST = 1 << 20 };
 
+/* Most places of cells in bands: tables of some 80 MB. */
+static const int64_t most_places = (int64_t)1 << 24;
+
 /* Keys of a cell where key rows are worked on in parts. */
 enum { CELL = 512 };
 
@@ -92,6 +95,8 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     int64_t count = (ENOUGH + b->units - 1) / b->units;
     count = count < products / LEAST ? count : products / LEAST;
     count = count < b->unit_tasks ? count : b->unit_tasks;
+    if (count > most_places / b->cells)
+        count = most_places / b->cells;
     b->count = (int32_t)(count > 1 ? count : 1);
     if (b->count == 1)
         return b;

@@ -72,11 +72,11 @@ static int bias_alike(const na_lanes *a, const na_lanes *b)
 
 static int bias_find_kinds(bias_kinds *kinds, const na_geometry *g)
 {
-    kinds->of = calloc(2 * (size_t)g->lane_tiles, sizeof *kinds->of);
+    kinds->of = calloc(2 * (size_t)g->lane_kinds, sizeof *kinds->of);
     if (!kinds->of)
         return 0;
-    kinds->first = kinds->of + g->lane_tiles;
-    for (int i = 0; i < g->lane_tiles; i++) {
+    kinds->first = kinds->of + g->lane_kinds;
+    for (int i = 0; i < g->lane_kinds; i++) {
         int kind = 0;
         while (kind < kinds->count && !bias_alike(&g->lane[kinds->first[kind]], &g->lane[i]))
             kind++;

@@ -63,7 +63,7 @@ static char *query_row(const na_geometry *g, const na_work *work, int tile, int 
                        const tensor *tensor)
 {
     return tensor_at(tensor, work->batch, work->head + r % work->heads, work->z,
-                     na_work_query(g, work, r), na_work_lanes(g, work, tile, r)->query);
+                     na_work_query(g, work, r), na_work_tile(g, work, tile, r) * g->lanes);
 }
 
 static char *forward_row(const forward_tile *t, const tensor *tensor, int r)

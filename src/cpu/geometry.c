@@ -30,27 +30,25 @@ static int mode_of(const na_lanes *tile, int lanes, int full)
                                 : NA_GATHER;
 }
 
-static void make_lanes(na_geometry *g, na_lanes *tile, int query)
+/* Fills in the lanes of the tile that begins with a query; returns its base. */
+static int make_lanes(na_geometry *g, na_lanes *tile, int query)
 {
     const natten_axis *axis = &g->axis[2];
-    int dilation = (int)axis->dilation;
-    tile->query = query;
-    tile->count = na_min(g->lanes, (int)axis->query_extent - query);
+    int dilation = (int)axis->dilation, base = INT32_MAX;
+    *tile = (na_lanes){.count = na_min(g->lanes, (int)axis->query_extent - query), .uniform = 1};
     tile->half = tile->count <= g->half;
-    tile->base = INT32_MAX;
-    tile->uniform = 1;
     for (int l = 0; l < tile->count; l++) {
         na_window window = na_local_window(axis, query + l);
         int place = (int)(axis->query_origin - axis->key_origin) + query + l;
         tile->start[l] = window.first;
         tile->limit[l] = window.count;
         tile->bias[l] = (window.first - place) / dilation + (int)axis->window - 1;
-        tile->base = na_min(tile->base, window.first);
+        base = na_min(base, window.first);
         tile->keys = na_max(tile->keys, window.count);
         tile->uniform &= tile->bias[l] == tile->bias[0];
     }
     for (int l = 0; l < tile->count; l++) {
-        tile->start[l] -= tile->base;
+        tile->start[l] -= base;
         tile->masked |= tile->limit[l] != tile->keys;
         g->spread = na_max(g->spread, tile->start[l]);
     }
@@ -60,18 +58,44 @@ static void make_lanes(na_geometry *g, na_lanes *tile, int query)
         tile->limit[l] = tile->keys;
         tile->bias[l] = tile->bias[0];
     }
+    return base;
+}
+
+/* The number of the kind that is like the one at the end of the list, which is dropped if an
+ * earlier one is. Looks at the last few only: like tiles follow each other. */
+static int settle_kind(na_geometry *g)
+{
+    const na_lanes *last = &g->lane[g->lane_kinds];
+    for (int i = g->lane_kinds - 1; i >= 0 && i >= g->lane_kinds - 64; i--)
+        if (!memcmp(&g->lane[i], last, sizeof *last))
+            return i;
+    return g->lane_kinds++;
 }
 
 static int make_lane_tiles(na_geometry *g)
 {
-    int extent = (int)g->axis[2].query_extent;
+    int extent = (int)g->axis[2].query_extent, room = 0;
     g->lane_tiles = ceil_div(extent, g->lanes);
-    g->lane = calloc((size_t)g->lane_tiles, sizeof *g->lane);
-    if (!g->lane)
-        return 0;
-    for (int i = 0; i < g->lane_tiles; i++)
-        make_lanes(g, &g->lane[i], i * g->lanes);
-    return 1;
+    g->tile = calloc((size_t)g->lane_tiles, sizeof *g->tile);
+    for (int i = 0; g->tile && i < g->lane_tiles; i++) {
+        if (g->lane_kinds == room) {
+            room = 2 * room + 8;
+            na_lanes *more = realloc(g->lane, (size_t)room * sizeof *more);
+            if (!more)
+                return 0;
+            g->lane = more;
+        }
+        g->tile[i].base = make_lanes(g, &g->lane[g->lane_kinds], i * g->lanes);
+        g->tile[i].kind = settle_kind(g);
+    }
+    return g->tile != NULL;
+}
+
+/* Gives back what turned out to be too much. */
+static void trim_blocks(na_geometry *g)
+{
+    na_block *trimmed = realloc(g->block, (size_t)g->blocks * sizeof *trimmed);
+    g->block = trimmed ? trimmed : g->block;
 }
 
 /* Map rows of axis 1 a dilation apart, in blocks of nearly equal size. */
@@ -97,13 +121,15 @@ static int make_upright_blocks(na_geometry *g, int rows)
             g->ring_y = na_max(g->ring_y, keys);
         }
     }
+    trim_blocks(g);
     return 1;
 }
 
 /* True if the tile can be a further row of a block that begins with `head`. */
-static int joins(const na_geometry *g, const na_lanes *head, const na_lanes *tile)
+static int joins(const na_geometry *g, const na_tile *first, const na_tile *next)
 {
-    int dilation = (int)g->axis[2].dilation, apart = tile->base - head->base;
+    const na_lanes *head = &g->lane[first->kind], *tile = &g->lane[next->kind];
+    int dilation = (int)g->axis[2].dilation, apart = next->base - first->base;
     return tile->mode == head->mode && tile->count == head->count && apart >= 0 &&
            apart % dilation == 0 && apart / dilation < head->keys &&
            !memcmp(tile->start, head->start, sizeof head->start);
@@ -124,16 +150,17 @@ static int make_across_blocks(na_geometry *g, int rows)
             continue;
         na_block *block = &g->block[g->blocks++];
         for (int64_t j = i; j < g->lane_tiles && block->rows < rows; j += dilation) {
-            if (used[j] || !joins(g, &g->lane[i], &g->lane[j]))
+            if (used[j] || !joins(g, &g->tile[i], &g->tile[j]))
                 break;
-            int offset = (g->lane[j].base - g->lane[i].base) / dilation;
+            int offset = (g->tile[j].base - g->tile[i].base) / dilation;
             used[j] = 1;
             block->index[block->rows] = (int)j;
             block->offset[block->rows++] = offset;
-            block->keys = na_max(block->keys, offset + g->lane[j].keys);
+            block->keys = na_max(block->keys, offset + na_tile_lanes(g, (int)j)->keys);
         }
     }
     free(used);
+    trim_blocks(g);
     g->ring_y = (int)g->axis[1].window;
     return 1;
 }
@@ -152,11 +179,12 @@ static int make_upright_parts(na_geometry *g)
         part->first = INT32_MAX;
         int end = 0;
         for (int i = part->tile; i < part->end; i++) {
-            const na_lanes *tile = &g->lane[i];
-            part->first = na_min(part->first, tile->base);
+            const na_lanes *tile = na_tile_lanes(g, i);
+            const int base = g->tile[i].base;
+            part->first = na_min(part->first, base);
             for (int l = 0; l < tile->count; l++) {
                 int last = (tile->limit[l] - 1) * (int)g->axis[2].dilation;
-                end = na_max(end, tile->base + tile->start[l] + last + 1);
+                end = na_max(end, base + tile->start[l] + last + 1);
             }
         }
         part->width = part->cut = end - part->first;
@@ -237,7 +265,7 @@ static int make_ring(na_geometry *g, const natten_problem *problem)
 static void make_bounds(na_geometry *g, const natten_problem *problem, int rows)
 {
     int keys = 0, cuts = 2 * rows + g->ring_part;
-    for (int i = 0; i < g->lane_tiles; i++)
+    for (int i = 0; i < g->lane_kinds; i++)
         keys = na_max(keys, g->lane[i].keys);
     for (int i = 0; i < g->blocks; i++)
         keys = na_max(keys, g->block[i].keys);
@@ -284,6 +312,7 @@ void na_geometry_free(void *geometry)
     na_geometry *g = geometry;
     if (!g)
         return;
+    free(g->tile);
     free(g->lane);
     free(g->block);
     free(g->part);

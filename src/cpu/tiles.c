@@ -38,7 +38,7 @@ void na_work_parts(const na_geometry *g, const na_work *work, int *first, int *l
 {
     *first = *last = work->part;
     if (g->across) {
-        int base = g->lane[work->block->index[0]].base, cut = g->part[0].cut;
+        int base = g->tile[work->block->index[0]].base, cut = g->part[0].cut;
         *first = base / cut;
         *last = (int)((base + (int64_t)(work->block->keys - 1) * g->axis[2].dilation) / cut);
     }
@@ -129,14 +129,14 @@ static int make_runs(const na_geometry *g, const na_work *work, int tile, run *r
 {
     const na_block *block = work->block;
     if (!g->across) {
-        runs[0] = (run){0, g->lane[tile].keys, 0, block->rows};
+        runs[0] = (run){0, na_tile_lanes(g, tile)->keys, 0, block->rows};
         return 1;
     }
     int count = 0, from = 0;
     while (from < block->keys) {
         int lo = 0, hi = 0, to = block->keys;
         for (int r = 0; r < block->rows; r++) {
-            int begin = block->offset[r], end = begin + g->lane[block->index[r]].keys;
+            int begin = block->offset[r], end = begin + na_tile_lanes(g, block->index[r])->keys;
             lo += end <= from;
             hi += begin <= from;
             if (begin > from)
@@ -225,7 +225,7 @@ int na_spans(const na_geometry *g, const na_work *work, int tile, const na_key_r
     run runs[2 * NA_ROWS];
     const int run_count = make_runs(g, work, tile, runs);
     na_span span = {.slot = row_count > 0 ? rows[0].slot : 0,
-                    .x = lanes->base,
+                    .x = g->tile[na_work_tile(g, work, tile, 0)].base,
                     .step = (int)g->axis[2].dilation,
                     .mode = lanes->mode,
                     .limit_step = g->across ? NA_LANES : 0,

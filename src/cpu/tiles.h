@@ -23,12 +23,10 @@ enum { NA_LANES = 16, NA_ROWS = 6, NA_RUN = 48 };
  * lanes; GATHER anything. */
 enum { NA_SHIFT, NA_PERMUTE, NA_BROADCAST, NA_PERMUTE2, NA_GATHER };
 
-/* Up to `lanes` consecutive queries of the innermost axis. Lanes that are no queries have start 0
- * (l for SHIFT) and limit 0. */
+/* Up to `lanes` consecutive queries of the innermost axis, but for where they lie: most lane tiles
+ * of a map are alike. Lanes that are no queries have start 0 (l for SHIFT). */
 typedef struct na_lanes {
-    int32_t query; /* the first lane's query */
     int32_t count; /* lanes that are queries */
-    int32_t base;  /* the key all starts are counted from */
     int32_t keys;  /* most keys of a lane */
     int32_t mode;
     int32_t half;    /* 1: the half words suffice */
@@ -38,6 +36,12 @@ typedef struct na_lanes {
     int32_t limit[NA_LANES]; /* keys of the lane */
     int32_t bias[NA_LANES];  /* place of the lane's first key in the innermost axis of the rpb */
 } na_lanes;
+
+/* A lane tile. Its first query is its number times `lanes`. */
+typedef struct na_tile {
+    int32_t base; /* the key all starts are counted from */
+    int32_t kind; /* its lanes */
+} na_tile;
 
 /* Rows of a tile before heads are counted. */
 typedef struct na_block {
@@ -72,7 +76,9 @@ typedef struct na_geometry {
     int32_t key_rows; /* most key rows of a tile */
     int64_t slots;    /* of the ring, then those of the additional tokens */
     int64_t tasks;
-    na_lanes *lane;
+    na_tile *tile;
+    na_lanes *lane; /* the kinds of lane tiles */
+    int32_t lane_kinds;
     na_block *block;
     na_part *part;
     natten_axis axis[3];
@@ -113,11 +119,23 @@ static inline int32_t na_work_query(const na_geometry *geometry, const na_work *
     return geometry->across ? work->y : work->block->index[row / work->heads];
 }
 
-/* The lane tile of tile row r; `tile` is the tile at hand (upright: part->tile <= tile < end). */
+/* The number of tile row r's lane tile; `tile` is the tile at hand (upright: part->tile <= tile <
+ * end). */
+static inline int32_t na_work_tile(const na_geometry *geometry, const na_work *work, int tile,
+                                   int row)
+{
+    return geometry->across ? work->block->index[row / work->heads] : tile;
+}
+
+static inline const na_lanes *na_tile_lanes(const na_geometry *geometry, int32_t tile)
+{
+    return geometry->lane + geometry->tile[tile].kind;
+}
+
 static inline const na_lanes *na_work_lanes(const na_geometry *geometry, const na_work *work,
                                             int tile, int row)
 {
-    return geometry->lane + (geometry->across ? work->block->index[row / work->heads] : tile);
+    return na_tile_lanes(geometry, na_work_tile(geometry, work, tile, row));
 }
 
 /* A row of keys that rows [lo, hi) of the tiles see. */
