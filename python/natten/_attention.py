@@ -91,7 +91,7 @@ class QK(_Op):
         window: Window,
         scale: float,
     ) -> Tensor:
-        result: Tensor = _ops.qk(query, key, bias, additional, *window, scale)
+        result: Tensor = _ops.qk(query, key, bias, additional, window, scale)
         return result
 
     @staticmethod
@@ -109,7 +109,7 @@ class QK(_Op):
             grads = _score_grads(need, grad, query, key, additional, ctx.window, ctx.scale)
             return *grads, None, None
         results = _ops.qk_backward(
-            grad, query, key, additional, *ctx.window, ctx.scale, _wanted(need, 4)
+            grad, query, key, additional, ctx.window, ctx.scale, _wanted(need, 4)
         )
         return *_chosen(results, need), None, None
 
@@ -181,7 +181,7 @@ class Fused(_Op):
     @staticmethod
     def forward(*arguments: Any) -> Any:
         *tensors, window, scale = arguments
-        return _ops.na(*tensors, *window, scale)
+        return _ops.na(*tensors, window, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -201,7 +201,7 @@ class Fused(_Op):
         scale: float,
     ) -> Any:
         tensors = (query, key, value, bias, additional_keys, additional_values)
-        out, lse = _na(*tensors, *window, scale)
+        out, lse = _na(*tensors, window, scale)
         ctx.save_for_backward(*tensors, out, lse)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(*tensors, out, lse)
@@ -249,7 +249,7 @@ def _fused_backward(
     if d_out is None:
         d_out = torch.zeros_like(out)
     results = _ops.na_backward(
-        d_out, d_lse, *tensors, out, lse, *ctx.window, ctx.scale, _wanted(need, 6)
+        d_out, d_lse, *tensors, out, lse, ctx.window, ctx.scale, _wanted(need, 6)
     )
     return _chosen(results, need)
 
@@ -259,9 +259,9 @@ def _fused_backward(
 
 
 def _traced_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    """For all three ops: tensors, then kernel_size, stride, dilation, is_causal, block, scale."""
-    *tensors, kernel_size, stride, dilation, is_causal, block, ctx.scale = inputs
-    ctx.window = (kernel_size, stride, dilation, is_causal, block)
+    """For all three ops: tensors, then window and scale."""
+    *tensors, window, ctx.scale = inputs
+    ctx.window = tuple(window)
     outputs = output if isinstance(output, tuple) else ()
     ctx.save_for_backward(*tensors, *outputs)
     ctx.set_materialize_grads(False)
@@ -270,11 +270,11 @@ def _traced_setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _traced_backward(cls: Any) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Optional) -> Any:
         need = ctx.needs_input_grad
-        nothing = (None,) * 6
+        nothing = (None, None)
         tensors = ctx.saved_tensors
         if all(grad is None for grad in grads):
-            return *(None for _ in need[:-6]), *nothing
-        numbers = (*ctx.window, ctx.scale)
+            return *(None for _ in need[:-2]), *nothing
+        numbers = (ctx.window, ctx.scale)
         if cls is Fused:
             *inputs, out, lse = tensors
             return *_fused_backward(need, grads[0], grads[1], inputs, out, lse, ctx), *nothing
@@ -357,7 +357,7 @@ def _call(
         ):
             return cls.fast.apply(*tensors, *numbers)
         traced = op
-    return traced(*tensors, *numbers[0], numbers[1] if len(numbers) > 1 else 1.0)
+    return traced(*tensors, numbers[0], numbers[1] if len(numbers) > 1 else 1.0)
 
 
 def fused(
@@ -388,7 +388,7 @@ def fused(
                 query, key, value, bias, additional_keys, additional_values, window, scale
             )
         return _na(  # type: ignore[no-any-return]
-            query, key, value, bias, additional_keys, additional_values, *window, scale
+            query, key, value, bias, additional_keys, additional_values, window, scale
         )
     if torch.compiler.is_compiling():
         _keep_whole()

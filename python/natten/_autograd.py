@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import _ops
-from ._call import Window
+from ._call import Window, is_block, parts, rank_of
 
 _functorch_active = torch._C._are_functorch_transforms_active
 
@@ -166,7 +166,7 @@ def _chosen(results: Any, need: Any) -> Any:
 
 def _slots(window: Window, additional: Optional) -> int:
     count = 1
-    for size in window[0]:
+    for size in window[: rank_of(window)]:
         count *= size
     return count + (0 if additional is None else additional.shape[2])
 
@@ -181,7 +181,7 @@ class Correlate(_Op):
     @staticmethod
     def forward(x: Tensor, y: Tensor, additional: Optional, window: Window) -> Tensor:
         attn = _like((*x.shape[:-1], _slots(window, additional)), x)
-        result: Tensor = _ops.av_backward(x, attn, y, additional, *window, 1.0, 1)[0]
+        result: Tensor = _ops.av_backward(x, attn, y, additional, window, 1.0, 1)[0]
         return result
 
     @staticmethod
@@ -220,7 +220,7 @@ class AV(_Op):
 
     @staticmethod
     def forward(attn: Tensor, value: Tensor, additional: Optional, window: Window) -> Tensor:
-        result: Tensor = _ops.av(attn, value, additional, *window, 1.0)
+        result: Tensor = _ops.av(attn, value, additional, window, 1.0)
         return result
 
     @staticmethod
@@ -236,7 +236,7 @@ class AV(_Op):
         need = ctx.needs_input_grad
         if not differentiable_again():
             results = _ops.av_backward(
-                grad, attn, value, additional, *ctx.window, 1.0, _wanted(need, 3)
+                grad, attn, value, additional, ctx.window, 1.0, _wanted(need, 3)
             )
             return *_chosen(results, need), None
         d_attn = correlate(grad, value, additional, ctx.window) if need[0] else None
@@ -265,7 +265,7 @@ class Scatter(_Op):
     @staticmethod
     def forward(attn: Tensor, x: Tensor, y: Tensor, additional: Optional, window: Window) -> Any:
         wanted = 2 if additional is None else 6
-        results = _ops.av_backward(x, attn, y, additional, *window, 1.0, wanted)
+        results = _ops.av_backward(x, attn, y, additional, window, 1.0, wanted)
         return results[1:2] if additional is None else results[1:3]
 
     @staticmethod
@@ -299,11 +299,10 @@ class Scatter(_Op):
 def _zeros(query: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """Queries and keys of one channel that is zero, for what depends on the map only. A block's
     keys reach to the end of each axis: every window is among them."""
-    *_, block = window
-    rank = len(window[0])
-    keys = list(query.shape[2:-1])
-    if block:
-        keys = [block[2 * rank + i] - block[rank + i] for i in range(rank)]
+    keys: Any = query.shape[2:-1]
+    if is_block(window):
+        *_, origins, extents = parts(window)
+        keys = [end - begin for begin, end in zip(origins, extents, strict=True)]
     zero = query.new_zeros(1)
     return zero.expand((*query.shape[:-1], 1)), zero.expand((*query.shape[:2], *keys, 1))
 
@@ -318,8 +317,8 @@ class Spread(_Op):
 
     @staticmethod
     def forward(bias: Tensor, query: Tensor, window: Window) -> Tensor:
-        attn: Tensor = _ops.qk(*_zeros(query, window), bias, None, *window, 1.0)
-        return attn.masked_fill_(attn == -torch.inf, 0) if any(window[3]) else attn
+        attn: Tensor = _ops.qk(*_zeros(query, window), bias, None, window, 1.0)
+        return attn.masked_fill_(attn == -torch.inf, 0) if any(parts(window)[3]) else attn
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -351,7 +350,7 @@ class Reduce(_Op):
     def forward(attn: Tensor, query: Tensor, window: Window) -> Tensor:
         grad = attn[..., : _slots(window, None)]
         pair = _zeros(query, window)
-        result: Tensor = _ops.qk_backward(grad, *pair, None, *window, 1.0, 4)[2]
+        result: Tensor = _ops.qk_backward(grad, *pair, None, window, 1.0, 4)[2]
         return result
 
     @staticmethod

@@ -5,15 +5,34 @@ sizes out, computed."""
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import _lib
 from ._errors import from_status
 
-# kernel_size, stride, dilation, is_causal, block: all tuples of integers. A block is empty, or
-# query_origin + key_origin + global_extent.
-Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+# kernel_size, stride, dilation, is_causal and, of a block, query_origin, key_origin and
+# global_extent, each with an entry for each axis.
+Window = tuple[int, ...]
+_PARTS = 4
+_PARTS_OF_BLOCK = 7
+
+
+def rank_of(window: Window) -> int:
+    """How many axes the map has."""
+    return len(window) // (_PARTS_OF_BLOCK if is_block(window) else _PARTS)
+
+
+def is_block(window: Window) -> bool:
+    """Whether the tensors are blocks of a larger map."""
+    return len(window) % _PARTS_OF_BLOCK == 0
+
+
+def parts(window: Window) -> list[Window]:
+    """The window's parts, an entry for each axis in each."""
+    rank = rank_of(window)
+    return [window[i : i + rank] for i in range(0, len(window), rank)]
 
 
 @dataclass(frozen=True)
@@ -96,9 +115,8 @@ OPTIONAL = frozenset((_lib.RPB, _lib.ADDITIONAL_KEY, _lib.ADDITIONAL_VALUE, _lib
 
 @dataclass
 class View:
-    """A tensor: address, sizes, strides in elements, codes of dtype and device (-1: any other)."""
+    """A tensor: sizes, strides in elements, codes of dtype and device (-1: any other)."""
 
-    data: int
     shape: Sequence[int]
     strides: Sequence[int]
     dtype: int
@@ -107,53 +125,34 @@ class View:
 
 
 class Call:
-    """A call that was checked. Fill in the addresses of the outputs, then run it."""
+    """A call that was checked, for any tensors that look like these. It may be run again and again,
+    and in several threads at once."""
 
     def __init__(
         self, op: Op, tensors: Sequence[View | None], window: Window, scale: float, wanted: int
     ) -> None:
-        self.op = op
         self.struct = call = _lib.Call()
         call.op, call.order, call.scale = op.op, op.order, scale
-        self._set_window(window)
+        call.entries = len(window)
+        usable = window[: _lib.WINDOW_ENTRIES]
+        call.window[: len(usable)] = usable
         for i, role in enumerate(op.outputs):
             if not op.chooses or wanted >> i & 1:
                 call.outputs |= 1 << role
         for role in range(_lib.ROLES):
             call.tensor[role].dims = -1
-        self._addresses: dict[int, int] = {}
         for role, view in zip(op.inputs, tensors, strict=True):
-            if view is not None and view.data:
-                self._addresses[role] = view.data
             if view is not None:
                 _fill(call.tensor[role], view)
-        self._check(_lib.library.natten_call_bind(call))
-
-    def _set_window(self, window: Window) -> None:
-        call = self.struct
-        kernel_size, stride, dilation, is_causal, block = window
-        call.rank = rank = len(kernel_size)
-        fits = len(stride) == len(dilation) == len(is_causal) == rank
-        if not fits or len(block) not in (0, 3 * rank):
-            raise from_status(
-                1,
-                "kernel_size, stride, dilation and is_causal must have as many entries each, and "
-                "block none or three times as many.",
-            )
-        call.blocks = len(block) > 0
-        places = [kernel_size, stride, dilation, is_causal]
-        places += [block[i : i + rank] for i in range(0, len(block), rank)]
-        arrays = (
-            call.kernel_size,
-            call.stride,
-            call.dilation,
-            call.is_causal,
-            call.query_origin,
-            call.key_origin,
-            call.global_extent,
-        )
-        for array, values in zip(arrays, places, strict=False):
-            array[: min(rank, 3)] = values[:3]
+        status = _lib.library.natten_call_bind(call)
+        if status:
+            raise from_status(status, call.text.decode())
+        # What _repeat wants: addresses in the order of the roles, as bytes.
+        roles = (*op.inputs, *op.outputs)
+        present = [i for i, role in enumerate(roles) if call.problem.roles >> role & 1]
+        self._order = sorted(present, key=roles.__getitem__)
+        self._pack = struct.Struct(f"{len(present)}P").pack
+        self._place = ctypes.addressof(call)
 
     def wants(self, role: int) -> bool:
         """Whether this output is to be computed."""
@@ -172,30 +171,27 @@ class Call:
         """Finds the kernel, which checks all that was not checked yet; returns the bytes of device
         memory that it needs."""
         size = ctypes.c_size_t()
-        self._check(_lib.library.natten_workspace(self.struct.problem, size), planned=True)
+        _check(_lib.library.natten_workspace(self.struct.problem, size))
         return size.value
 
     def run(
-        self, addresses: dict[int, int], threads: int = 0, workspace: int = 0, stream: int = 0
+        self, addresses: Sequence[int], threads: int = 0, workspace: int = 0, stream: int = 0
     ) -> None:
-        """Computes. Addresses are by role; inputs that have none are where their views said. A call
-        may be run again and again, and in several threads at once."""
-        run = _lib.Run(threads=threads, workspace=workspace or None, stream=stream or None)
-        data = run.data
-        for role, address in self._addresses.items():
-            data[role] = address
-        for role, address in addresses.items():
-            data[role] = address
-        self._check(_lib.library.natten_compute(self.struct.problem, run), planned=True)
+        """Computes. There is an address for each input, then for each output of the op; those of
+        tensors that are not there are not looked at."""
+        ordered = self._pack(*[addresses[i] for i in self._order])
+        _check(_repeat(self._place, ordered, threads, workspace, stream))
 
-    def _check(self, status: int, planned: bool = False) -> None:
-        if status:
-            text = _lib.library.natten_last_error() if planned else self.struct.text
-            raise from_status(status, text.decode())
+
+_repeat = _lib.library.natten_call_repeat
+
+
+def _check(status: int) -> None:
+    if status:
+        raise from_status(status, _lib.library.natten_last_error().decode())
 
 
 def _fill(tensor: _lib.Tensor, view: View) -> None:
-    tensor.data = view.data or None
     tensor.dims = dims = len(view.shape)
     tensor.size[: min(dims, 6)] = list(view.shape[:6])
     tensor.stride[: min(dims, 6)] = list(view.strides[:6])

@@ -44,6 +44,10 @@ HEADS_LAST, HEADS_FIRST = range(2)
 ) = range(19)
 
 
+# natten_call
+WINDOW_ENTRIES = 21
+
+
 class Axis(ctypes.Structure):
     """natten_axis"""
 
@@ -122,18 +126,12 @@ class Call(ctypes.Structure):
     _fields_ = [
         ("op", c_int64),
         ("order", c_int64),
-        ("rank", c_int64),
-        ("kernel_size", c_int64 * 3),
-        ("stride", c_int64 * 3),
-        ("dilation", c_int64 * 3),
-        ("is_causal", c_int64 * 3),
-        ("blocks", c_int64),
-        ("query_origin", c_int64 * 3),
-        ("key_origin", c_int64 * 3),
-        ("global_extent", c_int64 * 3),
+        ("window", c_int64 * WINDOW_ENTRIES),
+        ("entries", c_int64),
         ("scale", c_double),
         ("outputs", c_uint64),
         ("tensor", Tensor * ROLES),
+        ("rank", c_int64),
         ("problem", Problem),
         ("text", c_char * 1024),
     ]
@@ -178,7 +176,8 @@ def _load() -> ctypes.CDLL:
         "natten_threads": (c_int64, []),
         "natten_threads_set": (c_int, [c_int64]),
         "natten_call_bind": (c_int, [pointer(Call)]),
-        "natten_call_run": (c_int, [pointer(Call), pointer(Run)]),
+        # As numbers and bytes: a pointer object would cost a call more than its arguments do.
+        "natten_call_repeat": (c_int, [c_void_p, c_char_p, c_int64, c_void_p, c_void_p]),
         "natten_call_must_copy": (c_int, [pointer(Tensor), c_int64]),
         "natten_torch_register": (c_int, [c_char_p, c_char_p, c_size_t]),
         "natten_torch_failure": (c_int, []),

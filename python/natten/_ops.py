@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,8 +51,7 @@ def _schema(op: Op, name: str) -> str:
     tensors = ", ".join(
         f"Tensor{'?' if role in _call.OPTIONAL else ''} {_ARGUMENTS[role]}" for role in op.inputs
     )
-    numbers = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, int[] block, "
-    numbers += "float scale" + (", int wanted" if op.chooses else "")
+    numbers = "int[] window, float scale" + (", int wanted" if op.chooses else "")
     results = ", ".join(["Tensor"] * len(op.outputs))
     results = f"({results})" if len(op.outputs) > 1 else results
     return f"{name}({tensors}, {numbers}) -> {results}"
@@ -61,58 +60,49 @@ def _schema(op: Op, name: str) -> str:
 _Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
-@functools.lru_cache(maxsize=256)
-def _bound(
-    op: Op, keys: tuple[_Key | None, ...], window: Window, scale: float, wanted: int
-) -> tuple[Call, list[tuple[tuple[int, ...], torch.dtype] | None]]:
-    """A checked call, and shapes and dtypes of its outputs, for tensors like these."""
+def _prepare(
+    op: Op, keys: tuple[_Key | None, ...], window: Window, scale: float, wanted: int = 0
+) -> tuple[Call, list[Callable[[], Tensor]], list[bool]]:
+    """For tensors like these: a checked call, what makes its outputs, and which of the tensors must
+    be copied first."""
     views: list[View | None] = []
-    for key in keys:
+    copies = [False] * len(keys)
+    for i, key in enumerate(keys):
         if key is None:
             views.append(None)
             continue
         shape, strides, dtype, device = key
+        copies[i] = _call.must_copy(op.inputs[i], shape, strides)
+        usual: Sequence[int] = _contiguous(shape) if copies[i] else strides
         place = _DEVICES.get(device.type, -1), device.index or 0
-        views.append(View(0, shape, strides, _DTYPES.get(dtype, -1), *place))
+        views.append(View(shape, usual, _DTYPES.get(dtype, -1), *place))
     call = Call(op, views, window, scale, wanted)
-    outputs = [
-        (call.shape(role), _TORCH_DTYPES[call.dtype(role)]) if call.wants(role) else None
-        for role in op.outputs
-    ]
-    return call, outputs
-
-
-def _window(lists: Any) -> Window:
-    kernel_size, stride, dilation, is_causal, block = map(tuple, lists)
-    return kernel_size, stride, dilation, is_causal, block
+    assert keys[0] is not None
+    _, _, like, device = keys[0]
+    makers: list[Callable[[], Tensor]] = []
+    for role in op.outputs:
+        size = call.shape(role) if call.wants(role) else (0,)
+        dtype = _TORCH_DTYPES[call.dtype(role)] if call.wants(role) else like
+        makers.append(functools.partial(torch.empty, *size, dtype=dtype, device=device))
+    return call, makers, copies if any(copies) else []
 
 
 def _python_kernel(op: Op) -> Callable[..., Any]:
     count = len(op.inputs)
+    prepared = functools.lru_cache(maxsize=256)(functools.partial(_prepare, op))
 
     def kernel(*arguments: Any) -> Any:
-        tensors: list[Tensor | None] = list(arguments[:count])
-        for i, (role, tensor) in enumerate(zip(op.inputs, tensors, strict=True)):
-            if tensor is not None and _call.must_copy(role, tensor.shape, tensor.stride()):
-                tensors[i] = tensor.contiguous()
+        tensors = arguments[:count]
         keys = tuple(
             [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         )
-        wanted = arguments[count + 6] if op.chooses else 0
-        numbers = arguments[count : count + 5]
-        call, shapes = _bound(op, keys, _window(numbers), arguments[count + 5], wanted)
+        call, makers, copies = prepared(keys, tuple(arguments[count]), *arguments[count + 1 :])
+        if copies:
+            pairs = zip(tensors, copies, strict=True)
+            tensors = tuple([t.contiguous() if copy else t for t, copy in pairs])
+        outputs = [make() for make in makers]
+        addresses = [0 if t is None else t.data_ptr() for t in (*tensors, *outputs)]
         like = tensors[0]
-        assert like is not None
-        outputs = [
-            like.new_empty(0) if shape is None else like.new_empty(shape[0], dtype=shape[1])
-            for shape in shapes
-        ]
-        addresses = {
-            role: t.data_ptr() for role, t in zip(op.inputs, tensors, strict=True) if t is not None
-        }
-        for role, output, shape in zip(op.outputs, outputs, shapes, strict=True):
-            if shape is not None:
-                addresses[role] = output.data_ptr()
         if like.is_cuda:
             workspace = like.new_empty(call.plan(), dtype=torch.uint8)
             stream = torch.cuda.current_stream(like.device).cuda_stream
@@ -124,11 +114,18 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
     return kernel
 
 
-def _output_shape(role: int, shape: dict[int, Any], op: Op, window: tuple[Any, ...]) -> Any:
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    """The strides of a contiguous tensor."""
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
+    return strides
+
+
+def _output_shape(role: int, shape: dict[int, Any], op: Op, window: Window) -> Any:
     """The shape of an output, from those of the inputs, without looking at the numbers: they may be
     symbols."""
-    kernel_size = window[0]
-    rank = len(kernel_size)
+    kernel_size = window[: _call.rank_of(window)]
     if role == _lib.OUT:
         if op is _call.AV:
             return (*shape[_lib.ATTN][:-1], shape[_lib.VALUE][-1])
@@ -144,7 +141,7 @@ def _output_shape(role: int, shape: dict[int, Any], op: Op, window: tuple[Any, .
         return (*shape[_lib.QUERY][:-1], slots)
     if role == _lib.D_RPB:
         heads = shape[_lib.QUERY][-2 if op.order == _lib.HEADS_LAST else 1]
-        return (heads, *(2 * size - 1 for size in kernel_size[:rank]))
+        return (heads, *(2 * size - 1 for size in kernel_size))
     return shape[role - _lib.D_QUERY]
 
 
@@ -153,10 +150,10 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
 
     def kernel(*arguments: Any) -> Any:
         tensors = arguments[:count]
-        window = arguments[count : count + 5]
-        wanted = arguments[count + 6] if op.chooses else (1 << len(op.outputs)) - 1
+        window, scale = tuple(arguments[count]), arguments[count + 1]
+        wanted = arguments[count + 2] if op.chooses else (1 << len(op.outputs)) - 1
         given = {r: t for r, t in zip(op.inputs, tensors, strict=True) if t is not None}
-        _check_fake(op, tensors, window, arguments[count + 5], wanted)
+        _check_fake(op, tensors, window, scale, wanted)
         shape = {role: tensor.shape for role, tensor in given.items()}
         like = tensors[0]
         outputs = []
@@ -172,7 +169,7 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
     return kernel
 
 
-def _check_fake(op: Op, tensors: Any, window: Any, scale: float, wanted: int) -> None:
+def _check_fake(op: Op, tensors: Any, window: Window, scale: float, wanted: int) -> None:
     """The library's checks, where all sizes are known numbers."""
     views: list[View | None] = []
     devices = {tensor.device for tensor in tensors if tensor is not None}
@@ -185,13 +182,10 @@ def _check_fake(op: Op, tensors: Any, window: Any, scale: float, wanted: int) ->
         shape = tuple(tensor.shape)
         if not all(type(size) is int for size in shape):
             return
-        strides = [1] * len(shape)
-        for i in range(len(shape) - 2, -1, -1):
-            strides[i] = strides[i + 1] * max(shape[i + 1], 1)
-        views.append(View(0, shape, strides, _DTYPES.get(tensor.dtype, -1), _lib.CPU, 0))
-    numbers = [*window[0], *window[1], *window[2], *window[3], *window[4]]
-    if all(type(number) is int for number in numbers):
-        Call(op, views, _window(window), scale, wanted).plan()
+        dtype = _DTYPES.get(tensor.dtype, -1)
+        views.append(View(shape, _contiguous(shape), dtype, _lib.CPU, 0))
+    if all(type(number) is int for number in window):
+        Call(op, views, window, scale, wanted).plan()
 
 
 def _tags() -> tuple[torch.Tag, ...]:

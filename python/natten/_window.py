@@ -86,7 +86,7 @@ def window(
         and is_causal is False
         and query_origin is key_origin is global_extent is None
     ):
-        return (kernel_size,) * rank, (stride,) * rank, (dilation,) * rank, (0,) * rank, ()
+        return (kernel_size,) * rank + (stride,) * rank + (dilation,) * rank + (0,) * rank
     block: tuple[int, ...] = ()
     if query_origin is not None or key_origin is not None or global_extent is not None:
         block = (
@@ -99,9 +99,9 @@ def window(
             ),
         )
     return (
-        ints("kernel_size", kernel_size, rank),
-        ints("stride", stride, rank),
-        ints("dilation", 1 if dilation is None else dilation, rank),
-        bools("is_causal", is_causal, rank),
-        block,
+        *ints("kernel_size", kernel_size, rank),
+        *ints("stride", stride, rank),
+        *ints("dilation", 1 if dilation is None else dilation, rank),
+        *bools("is_causal", is_causal, rank),
+        *block,
     )

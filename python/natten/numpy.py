@@ -61,7 +61,7 @@ def _view(array: Array | None) -> View | None:
         return None
     strides = [stride // array.itemsize for stride in array.strides]
     dtype = _DTYPES.get(array.dtype.name, -1)
-    return View(array.ctypes.data, array.shape, strides, dtype, _lib.CPU, 0)
+    return View(array.shape, strides, dtype, _lib.CPU, 0)
 
 
 def _compute(
@@ -79,13 +79,12 @@ def _compute(
     bits = sum(1 << i for i, want in enumerate(wanted) if want)
     call = Call(replace(op, order=_ORDERS[order]), [_view(a) for a in usable], shape, scale, bits)
     call.plan()
-    results = {
-        role: np.empty(call.shape(role), np.dtype(_NAMES[call.dtype(role)]))
+    results = [
+        np.empty(call.shape(role), np.dtype(_NAMES[call.dtype(role)])) if call.wants(role) else None
         for role in op.outputs
-        if call.wants(role)
-    }
-    call.run({role: result.ctypes.data for role, result in results.items()})
-    return tuple(results.get(role) for role in op.outputs)
+    ]
+    call.run([0 if a is None else a.ctypes.data for a in (*usable, *results)])
+    return tuple(results)
 
 
 def _rank_error(name: str, array: Any, rank: int) -> None:

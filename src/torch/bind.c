@@ -56,6 +56,16 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "d_additional_keys",
                                                 "d_additional_values"};
 
+/* The parts of natten_call.window. */
+enum { KERNEL_SIZE, STRIDE, DILATION, CAUSAL, QUERY_ORIGIN, KEY_ORIGIN, GLOBAL_EXTENT, PARTS };
+
+static int64_t entry(const natten_call *call, int part, int axis)
+{
+    return call->window[part * call->rank + axis];
+}
+
+static int is_block(const natten_call *call) { return call->entries == PARTS * call->rank; }
+
 /* A gradient looks like what it belongs to; the roles are in the same order. */
 static natten_role primal(int role)
 {
@@ -111,7 +121,7 @@ static natten_status mismatch(natten_call *call, const sizes *s, int role, int m
                    s->size[TOKENS] ? "have" : "has", s->size[meaning]);
     if (s->role[meaning] < 0)
         return BAD("%s has %" D " entries on axis %d, but kernel_size %" D " asks for %" D ".",
-                   names[role], size, meaning - BIASES, call->kernel_size[meaning - BIASES],
+                   names[role], size, meaning - BIASES, entry(call, KERNEL_SIZE, meaning - BIASES),
                    s->size[meaning]);
     return BAD("%s has %s, but %s has %s.", names[role], here, names[s->role[meaning]], there);
 }
@@ -172,7 +182,7 @@ static void learn_window(const natten_call *call, sizes *s)
 {
     int64_t slots = 1;
     for (int i = 0; i < call->rank; i++) {
-        int64_t window = call->kernel_size[i];
+        int64_t window = entry(call, KERNEL_SIZE, i);
         if (window < 1 || window > INT32_MAX || slots > INT32_MAX)
             slots = INT64_MAX / 2;
         else
@@ -221,7 +231,7 @@ static natten_status check_empty(natten_call *call, const sizes *s)
 static natten_status check_map(natten_call *call, const sizes *s)
 {
     for (int i = 0; i < call->rank; i++)
-        if (!call->blocks && s->known[KEYS + i] && s->known[QUERIES + i] &&
+        if (!is_block(call) && s->known[KEYS + i] && s->known[QUERIES + i] &&
             s->size[KEYS + i] != s->size[QUERIES + i])
             return BAD("%s has extent %" D " on axis %d, but %s has %" D
                        ". (Blocks of a larger map need query_origin, key_origin and "
@@ -240,13 +250,13 @@ static void set_axes(natten_call *call, const sizes *s)
         natten_axis *axis = &call->problem.axis[i];
         axis->query_extent = s->size[QUERIES + i];
         axis->key_extent = s->known[KEYS + i] ? s->size[KEYS + i] : s->size[QUERIES + i];
-        axis->global_extent = call->blocks ? call->global_extent[i] : axis->key_extent;
-        axis->query_origin = call->blocks ? call->query_origin[i] : 0;
-        axis->key_origin = call->blocks ? call->key_origin[i] : 0;
-        axis->window = call->kernel_size[i];
-        axis->stride = call->stride[i];
-        axis->dilation = call->dilation[i];
-        axis->causal = call->is_causal[i];
+        axis->global_extent = is_block(call) ? entry(call, GLOBAL_EXTENT, i) : axis->key_extent;
+        axis->query_origin = is_block(call) ? entry(call, QUERY_ORIGIN, i) : 0;
+        axis->key_origin = is_block(call) ? entry(call, KEY_ORIGIN, i) : 0;
+        axis->window = entry(call, KERNEL_SIZE, i);
+        axis->stride = entry(call, STRIDE, i);
+        axis->dilation = entry(call, DILATION, i);
+        axis->causal = entry(call, CAUSAL, i);
     }
 }
 
@@ -320,13 +330,27 @@ static natten_status check_window(natten_call *call)
     return NATTEN_OK;
 }
 
+static natten_status set_rank(natten_call *call)
+{
+    for (int64_t rank = 1; rank <= 3; rank++)
+        if (call->entries == (CAUSAL + 1) * rank || call->entries == PARTS * rank)
+            call->rank = rank;
+    if (call->rank < 1)
+        return BAD("A window is kernel_size, stride, dilation and is_causal and, of a block, "
+                   "query_origin, key_origin and global_extent, with 1, 2 or 3 entries each: got "
+                   "%" D " entries.",
+                   call->entries);
+    return NATTEN_OK;
+}
+
 natten_status natten_call_bind(natten_call *call)
 {
-    if (call->rank < 1 || call->rank > 3)
-        return BAD("kernel_size must have 1, 2 or 3 entries, got %" D ".", call->rank);
     sizes s = {.size = {0}};
     uint64_t inputs = 0;
     int first = -1;
+    call->rank = 0;
+    if (set_rank(call) != NATTEN_OK)
+        return NATTEN_ERROR_ARGUMENT;
     learn_window(call, &s);
     for (int role = 0; role < NATTEN_ROLES; role++) {
         if ((call->outputs >> role & 1) || call->tensor[role].dims < 0)
@@ -366,6 +390,16 @@ natten_status natten_call_run(natten_call *call, natten_run *run)
     if (status != NATTEN_OK)
         fail(call, status, "%s", natten_last_error());
     return status;
+}
+
+natten_status natten_call_repeat(const natten_call *call, void *const *addresses, int64_t threads,
+                                 void *workspace, void *stream)
+{
+    natten_run run = {.workspace = workspace, .stream = stream, .threads = threads};
+    for (int role = 0, i = 0; role < NATTEN_ROLES; role++)
+        if (call->problem.roles >> role & 1)
+            run.data[role] = addresses[i++];
+    return natten_compute(&call->problem, &run);
 }
 
 int natten_call_must_copy(const natten_tensor *tensor, int64_t role)

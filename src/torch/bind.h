@@ -7,7 +7,7 @@
 
 #include "natten.h"
 
-enum { NATTEN_TENSOR_DIMS = 6 };
+enum { NATTEN_TENSOR_DIMS = 6, NATTEN_WINDOW_ENTRIES = 21 };
 
 /* A tensor as its framework knows it. */
 typedef struct natten_tensor {
@@ -21,23 +21,19 @@ typedef struct natten_tensor {
 } natten_tensor;
 
 /* A call as a front end receives it. The caller sets everything up to `tensor` (there: the inputs);
- * natten_call_bind checks it, sets `problem`, and the sizes, strides, dtype and device of the
+ * natten_call_bind checks it, sets what follows, and the sizes, strides, dtype and device of the
  * outputs in `tensor`, which the caller then allocates. */
 typedef struct natten_call {
     int64_t op;    /* natten_op */
     int64_t order; /* natten_order of all but attn, d_attn, rpb and d_rpb */
-    int64_t rank;  /* entries of kernel_size; stride, dilation and is_causal have as many */
-    int64_t kernel_size[3]; /* along with the three below: as in natten_axis */
-    int64_t stride[3];
-    int64_t dilation[3];
-    int64_t is_causal[3];
-    int64_t blocks; /* 1: query_origin, key_origin, global_extent are given; 0: whole maps */
-    int64_t query_origin[3];
-    int64_t key_origin[3];
-    int64_t global_extent[3];
+    /* kernel_size, stride, dilation, is_causal and, of a block, query_origin, key_origin and
+     * global_extent, each with an entry for each axis; and the number of all of these entries. */
+    int64_t window[NATTEN_WINDOW_ENTRIES];
+    int64_t entries;
     double scale;
     uint64_t outputs; /* the roles to compute: a set of natten_bit(role) */
     natten_tensor tensor[NATTEN_ROLES];
+    int64_t rank;
     natten_problem problem;
     char text[1024]; /* what is wrong, if something is */
 } natten_call;
@@ -48,7 +44,13 @@ NATTEN_API natten_status natten_call_bind(natten_call *call);
 
 /* Computes what was bound. The caller has set data of the outputs; of the run only what is not
  * data. */
-NATTEN_API natten_status natten_call_run(natten_call *call, natten_run *run);
+natten_status natten_call_run(natten_call *call, natten_run *run);
+
+/* Computes what was bound, with these addresses: one for each role of the problem, in the order of
+ * the roles. The call stays as it is, and may run in several threads at once; what went wrong is
+ * in natten_last_error. */
+NATTEN_API natten_status natten_call_repeat(const natten_call *call, void *const *addresses,
+                                            int64_t threads, void *workspace, void *stream);
 
 /* 1 if the last axis of a tensor in this role must be consecutive in memory and is not. */
 NATTEN_API int natten_call_must_copy(const natten_tensor *tensor, int64_t role);

@@ -14,8 +14,8 @@ na_shim na_torch;
 
 enum { MOST_TENSORS = 10, ABSENT = -1 };
 
-/* The arguments of an op: tensors, then kernel_size, stride, dilation, is_causal, block, scale, and
- * for a backward op the set of results that are wanted, bit i for result i. */
+/* The arguments of an op: tensors, then the window (natten_call), scale, and for a backward op the
+ * set of results that are wanted, bit i for result i. */
 typedef struct op {
     const char *name;
     natten_op op;
@@ -231,29 +231,15 @@ static void *take_optional(uint64_t word)
     return handle;
 }
 
-/* Takes the numbers that follow the tensors; false if the lists do not belong together. */
-static int take_numbers(const op *o, const uint64_t *word, natten_call *call)
+/* Takes the numbers that follow the tensors. */
+static void take_numbers(const op *o, const uint64_t *word, natten_call *call)
 {
-    int64_t block[9];
-    int64_t rank = take_list(word[0], call->kernel_size, 3);
-    int fits = take_list(word[1], call->stride, 3) == rank;
-    fits &= take_list(word[2], call->dilation, 3) == rank;
-    fits &= take_list(word[3], call->is_causal, 3) == rank;
-    int64_t blocks = take_list(word[4], block, 9);
-    fits &= blocks == 0 || blocks == 3 * rank;
-    memcpy(&call->scale, &word[5], sizeof call->scale);
-    call->rank = rank;
-    call->blocks = blocks > 0;
-    for (int i = 0; fits && blocks && i < rank; i++) {
-        call->query_origin[i] = block[i];
-        call->key_origin[i] = block[rank + i];
-        call->global_extent[i] = block[2 * rank + i];
-    }
-    uint64_t wanted = o->chooses ? word[6] : ~(uint64_t)0;
+    call->entries = take_list(word[0], call->window, NATTEN_WINDOW_ENTRIES);
+    memcpy(&call->scale, &word[1], sizeof call->scale);
+    uint64_t wanted = o->chooses ? word[2] : ~(uint64_t)0;
     for (int i = 0; i < o->outputs; i++)
         if (wanted >> i & 1)
             call->outputs |= natten_bit(o->output[i]);
-    return fits;
 }
 
 /* Stack in, handles and call out; false, with a text, if a tensor could not be made contiguous. */
@@ -267,12 +253,7 @@ static natten_status take(const op *o, const uint64_t *stack, void **handles, na
     for (int i = 0; i < o->inputs; i++)
         handles[i] =
             may_be_none(o->input[i]) ? take_optional(stack[i]) : (void *)(uintptr_t)stack[i];
-    if (!take_numbers(o, stack + o->inputs, call)) {
-        snprintf(call->text, sizeof call->text,
-                 "kernel_size, stride, dilation and is_causal must have as many entries each, and "
-                 "block none or three times as many.");
-        status = NATTEN_ERROR_ARGUMENT;
-    }
+    take_numbers(o, stack + o->inputs, call);
     for (int i = 0; i < o->inputs; i++) {
         natten_tensor *tensor = &call->tensor[o->input[i]];
         if (!handles[i])

@@ -173,7 +173,7 @@ def test_jit_trace() -> None:
 
 def op_calls() -> list[tuple[str, Any, tuple[Any, ...]]]:
     q, k, v, rpb, ak, av = inputs()
-    numbers = ([3, 3], [1, 1], [1, 1], [0, 1], [], 0.7)
+    numbers = ([3, 3, 1, 1, 1, 1, 0, 1], 0.7)
     out, lse = _ops.na(q, k, v, rpb, ak, av, *numbers)
     first = [t.movedim(-2, 1) for t in (q, k, v, ak, av)]
     attn = _ops.qk(first[0], first[1], rpb, first[3], *numbers)
