@@ -23,7 +23,14 @@ if TYPE_CHECKING:
         use_fused_na,
         use_kv_parallelism_in_fused_na,
     )
-    from .functional import na1d, na2d, na3d
+    from .functional import (
+        attention,
+        merge_attentions,
+        na1d,
+        na2d,
+        na3d,
+        neighborhood_attention_generic,
+    )
     from .modules import (
         NeighborhoodAttention1D,
         NeighborhoodAttention2D,
@@ -35,9 +42,12 @@ __version__ = "0.18.0"
 _HOMES = {
     "cache": ("warmup",),
     "functional": (
+        "attention",
+        "merge_attentions",
         "na1d",
         "na2d",
         "na3d",
+        "neighborhood_attention_generic",
     ),
     "modules": (
         "NeighborhoodAttention1D",
@@ -66,12 +76,15 @@ __all__ = [
     "NeighborhoodAttention3D",
     "__version__",
     "are_deterministic_algorithms_enabled",
+    "attention",
     "is_fna_enabled",
     "is_fused_na_enabled",
     "is_kv_parallelism_in_fused_na_enabled",
+    "merge_attentions",
     "na1d",
     "na2d",
     "na3d",
+    "neighborhood_attention_generic",
     "use_deterministic_algorithms",
     "use_fna",
     "use_fused_na",

@@ -14,32 +14,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _attention, _errors, _lib
+from ._knobs import check_knobs
 from ._nested import over_items
 from ._window import Bools, Ints, window
 
 Optional = Tensor | None
 
 _autocast_active = torch._C._is_any_autocast_enabled
-
-# Settings of other implementations' kernels, which callers of NATTEN 0.20 and later pass. They do
-# not change results; this library chooses for itself.
-_KNOBS = frozenset(
-    (
-        "xformers_kwargs",
-        "attention_kwargs",
-        "backend",
-        "q_tile_shape",
-        "kv_tile_shape",
-        "backward_q_tile_shape",
-        "backward_kv_tile_shape",
-        "backward_kv_splits",
-        "backward_use_pt_reduction",
-        "run_persistent_kernel",
-        "kernel_schedule",
-        "torch_compile",
-    )
-)
-
 
 # Arguments that are tensors, and whether they may be None.
 _TENSORS = {
@@ -53,14 +34,12 @@ _TENSORS = {
 }
 
 
-def _check_knobs(function: str, knobs: dict[str, Any], is_causal: Any) -> Any:
-    """Drops the settings above, and reads the guide's spelling of is_causal."""
+def _check_knobs(function: str, rank: int, knobs: dict[str, Any], is_causal: Any) -> Any:
+    """Checks the hints, and reads the guide's spelling of is_causal."""
     if "is_casual" in knobs:
         warnings.warn("is_casual is spelled is_causal.", DeprecationWarning, stacklevel=4)
         is_causal = knobs.pop("is_casual")
-    for name in knobs:
-        if name not in _KNOBS:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    check_knobs(function, rank, knobs)
     return is_causal
 
 
@@ -102,12 +81,11 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def public(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
     """What is around every function here: tensor subclasses go first, and what goes wrong is
     explained. Checks that would only lead to other words are made when something went wrong."""
     parameters = inspect.signature(function)
     names = tuple(name for name in parameters.parameters if name in _TENSORS)
-    rank = int(function.__name__[2])
 
     def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
         status = _lib.library.natten_torch_failure()
@@ -139,7 +117,8 @@ def public(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return outer
 
 
-def _scale(scale: float | None, query: Tensor) -> float:
+def scale_of(scale: float | None, query: Tensor) -> float:
+    """The factor of query . key."""
     if scale is None:
         return query.shape[-1] ** -0.5 if query.shape[-1] else 1.0
     if isinstance(scale, (float, int)) and not isinstance(scale, bool):
@@ -167,7 +146,7 @@ def fused(
     knobs: dict[str, Any],
 ) -> Any:
     if knobs:
-        is_causal = _check_knobs(f"na{rank}d", knobs, is_causal)
+        is_causal = _check_knobs(f"na{rank}d", rank, knobs, is_causal)
     if torch.compiler.is_compiling() or _autocast_active():
         query, key, value, rpb, additional_keys, additional_values = _autocast(
             query, key, value, rpb, additional_keys, additional_values
@@ -178,7 +157,7 @@ def fused(
         rank, kernel_size, stride, dilation, is_causal, *origins, key.shape[1 : 1 + rank]
     )
     tensors = (query, key, value, rpb, additional_keys, additional_values)
-    out, lse = _attention.fused(*tensors, shape, _scale(scale, query))
+    out, lse = _attention.fused(*tensors, shape, scale_of(scale, query))
     return (out, lse) if return_lse else out
 
 
@@ -196,7 +175,7 @@ def qk(
     knobs: dict[str, Any],
 ) -> Tensor:
     if knobs:
-        is_causal = _check_knobs(f"na{rank}d_qk", knobs, is_causal)
+        is_causal = _check_knobs(f"na{rank}d_qk", rank, knobs, is_causal)
     if torch.compiler.is_compiling() or _autocast_active():
         query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)
     if rpb is not None and rpb.dtype != query.dtype:
@@ -220,7 +199,7 @@ def av(
     knobs: dict[str, Any],
 ) -> Tensor:
     if knobs:
-        is_causal = _check_knobs(f"na{rank}d_av", knobs, is_causal)
+        is_causal = _check_knobs(f"na{rank}d_av", rank, knobs, is_causal)
     if torch.compiler.is_compiling() or _autocast_active():
         attn, value, additional_values = _autocast(attn, value, additional_values)
     if attn.dtype != value.dtype and attn.is_floating_point() and value.is_floating_point():

@@ -10,14 +10,20 @@ The positional order of arguments is that of NATTEN 0.17; everything newer is ke
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
 
+from ._errors import NattenError, NattenTypeError
 from ._front import Optional, av, fused, public, qk
+from ._merge import merge_attentions
+from ._sequence import attention
 from ._window import Bools, Ints
 
 __all__ = [
+    "attention",
+    "merge_attentions",
     "na1d",
     "na1d_av",
     "na1d_qk",
@@ -27,10 +33,11 @@ __all__ = [
     "na3d",
     "na3d_av",
     "na3d_qk",
+    "neighborhood_attention_generic",
 ]
 
 
-@public
+@functools.partial(public, rank=1)
 def na1d(
     query: Tensor,
     key: Tensor,
@@ -73,7 +80,7 @@ def na1d(
     )
 
 
-@public
+@functools.partial(public, rank=2)
 def na2d(
     query: Tensor,
     key: Tensor,
@@ -119,7 +126,8 @@ def na2d(
         query_origin: where query, as a block of a larger map, begins in it.
         key_origin: where key and value begin in it. They must hold all keys that are attended to.
         global_extent: the extents of the larger map.
-        knobs: kernel settings of NATTEN 0.20 and later are accepted and have no effect.
+        knobs: kernel settings of NATTEN 0.20 and later (backend, q_tile_shape and the like) are
+            checked and have no effect.
 
     Returns:
         ``[batch, height, width, heads, value_dim]`` of the dtype of query; with return_lse a pair
@@ -150,7 +158,7 @@ def na2d(
     )
 
 
-@public
+@functools.partial(public, rank=3)
 def na3d(
     query: Tensor,
     key: Tensor,
@@ -193,7 +201,47 @@ def na3d(
     )
 
 
-@public
+def neighborhood_attention_generic(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools | None = False,
+    scale: float | None = None,
+    additional_keys: Optional = None,
+    additional_values: Optional = None,
+    **more: Any,
+) -> Any:
+    """:func:`na1d`, :func:`na2d` or :func:`na3d`, by the number of dimensions of query.
+
+    The positional order is that of NATTEN 0.20, where this function comes from: stride before
+    dilation. `more` are the other keyword arguments of :func:`na2d`; result and errors are its.
+    """
+    if not isinstance(query, Tensor):
+        raise NattenTypeError(f"query must be a tensor, got {type(query).__name__}.")
+    if query.dim() not in (4, 5, 6):
+        raise NattenError(
+            "query must be [batch, *map, heads, head_dim] with 1, 2 or 3 axes in the map, got "
+            f"{query.dim()} dimensions."
+        )
+    return (na1d, na2d, na3d)[query.dim() - 4](
+        query,
+        key,
+        value,
+        kernel_size,
+        dilation,
+        is_causal,
+        scale=scale,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        stride=stride,
+        **more,
+    )
+
+
+@functools.partial(public, rank=1)
 def na1d_qk(
     query: Tensor,
     key: Tensor,
@@ -229,7 +277,7 @@ def na1d_qk(
     )
 
 
-@public
+@functools.partial(public, rank=2)
 def na2d_qk(
     query: Tensor,
     key: Tensor,
@@ -275,7 +323,7 @@ def na2d_qk(
     )
 
 
-@public
+@functools.partial(public, rank=3)
 def na3d_qk(
     query: Tensor,
     key: Tensor,
@@ -311,7 +359,7 @@ def na3d_qk(
     )
 
 
-@public
+@functools.partial(public, rank=1)
 def na1d_av(
     attn: Tensor,
     value: Tensor,
@@ -336,7 +384,7 @@ def na1d_av(
     )
 
 
-@public
+@functools.partial(public, rank=2)
 def na2d_av(
     attn: Tensor,
     value: Tensor,
@@ -370,7 +418,7 @@ def na2d_av(
     )
 
 
-@public
+@functools.partial(public, rank=3)
 def na3d_av(
     attn: Tensor,
     value: Tensor,
