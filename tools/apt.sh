@@ -3,10 +3,16 @@
 # skipped by the tests, visibly.
 set -u
 missing=
-want=${*:-g++ clang pkg-config python3-dev python3-venv}
+want=${*:-g++ clang pkg-config python3-dev python3-venv
+    gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user}
 for package in $want; do
     case $package in
     g++ | clang | pkg-config) command -v "$package" >/dev/null || missing="$missing $package" ;;
+    gcc-aarch64-linux-gnu)
+        command -v aarch64-linux-gnu-gcc >/dev/null || missing="$missing $package" ;;
+    libc6-dev-arm64-cross)
+        test -d /usr/aarch64-linux-gnu/include || missing="$missing $package" ;;
+    qemu-user) command -v qemu-aarch64 >/dev/null || missing="$missing $package" ;;
     python3-dev) "${PYTHON:-python3}" -c 'import os, sysconfig as s, sys
 sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || missing="$missing $package" ;;
     python3-venv) "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing $package" ;;
@@ -18,6 +24,9 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq && apt-get install -qq --no-install-recommends $missing >/dev/null ||
-    echo "could not install:$missing"
+apt-get update -qq
+for package in $missing; do
+    apt-get install -qq --no-install-recommends "$package" >/dev/null ||
+        echo "could not install: $package"
+done
 exit 0

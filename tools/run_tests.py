@@ -58,9 +58,10 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def cmake(folder: str, *options: str) -> list[str]:
+def cmake(folder: str, *options: str, targets: str = "") -> list[str]:
     configure = " ".join(["cmake -S . -G Ninja -B", folder, *options])
-    return shell(f"{configure} >/dev/null && cmake --build {folder}")
+    build = f"cmake --build {folder}" + (f" --target {targets}" if targets else "")
+    return shell(f"{configure} >/dev/null && {build}")
 
 
 def sanitized(folder: str, flags: str, kernel_flags: str = "-O0") -> list[str]:
@@ -103,6 +104,22 @@ def device_texts() -> list[str]:
     return shell(f"NATTEN_NVRTC={path} build/release/tests/cuda_compile {archs}")
 
 
+def aarch64_steps() -> list[Step]:
+    """The library for another architecture, on a processor made of software. That one cannot start
+    threads after a fork, so test_threads stays away."""
+    folder = "build/aarch64"
+    needs = ["aarch64-linux-gnu-gcc", "qemu-aarch64"]
+    build = cmake(
+        folder,
+        "-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_COMPILE_WARNING_AS_ERROR=ON",
+        "'-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu'",
+        targets="check test_window test_problem test_blocks",
+    )
+    tests = unit_tests(folder, "-j2 -R 'check_smoke|test_window|test_problem|test_blocks'")
+    return [Step("build aarch64", build, needs), Step("unit tests aarch64", tests, needs)]
+
+
 def c_steps() -> list[Step]:
     check = "build/release/tests/check"
     asan = "build/asan/tests/check"
@@ -131,6 +148,7 @@ def c_steps() -> list[Step]:
             shell("sh tests/fuzz/run.sh"),
             needs=["clang"],
         ),
+        *aarch64_steps(),
     ]
 
 

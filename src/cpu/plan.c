@@ -30,6 +30,25 @@ natten_status na_cpu_generic_plan(natten_plan *plan)
     return plan_with(plan, &na_cpu_generic_f32, &na_cpu_generic_f64);
 }
 
+#if defined(__aarch64__)
+
+/* Every such processor has it. */
+natten_status na_cpu_neon_plan(natten_plan *plan)
+{
+    if (na_disabled("neon"))
+        return na_refuse(plan, "NEON is switched off by NATTEN_DISABLE");
+    return plan_with(plan, &na_cpu_neon_f32, &na_cpu_neon_f64);
+}
+
+#else
+
+natten_status na_cpu_neon_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "NEON is for AArch64 processors");
+}
+
+#endif
+
 #if defined(__x86_64__)
 
 natten_status na_cpu_avx512_plan(natten_plan *plan)

@@ -7,7 +7,7 @@
  *   stream                              aligned store past the caches
  *   fence                               makes streams visible to others
  *   load_part store_part                the first n <= VL elements; other lanes load as 0
- *   add sub mul div fma max ceil        fma(a, b, c) = a * b + c; max gives b if either is NaN
+ *   add sub mul div fma max ceil        fma(a, b, c) = a * b + c; max gives b if a is NaN
  *   sum                                 of all lanes
  *   pin                                 the same value, in a register (gcc would fold a load into
  *                                       each of its uses: that halves the speed of correlate)
