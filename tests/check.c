@@ -71,16 +71,15 @@ static const char *compare_outputs(const trial *t, const tensor tensors[NATTEN_R
         tensor_read(&tensors[role], got);
         trial_error error = trial_compare(t, (natten_role)role, got);
         free(got);
-        double share = error.worst > 0 ? error.worst / error.allowed : 0;
         double *most = &record->error[t->problem.dtype];
         if (role != NATTEN_LSE && error.worst > *most)
             *most = error.worst;
-        if (share > record->worst) {
-            record->worst = share;
+        if (error.share > record->worst) {
+            record->worst = error.share;
             record->role = (natten_role)role;
             snprintf(record->problem, sizeof record->problem, "%s", problem);
         }
-        if (share > 1) {
+        if (error.share > 1) {
             snprintf(complaint, sizeof complaint,
                      "%s: error %.3g, allowed %.3g; element %lld is %.9g, should be %.9g",
                      role_name((natten_role)role), error.worst, error.allowed, (long long)error.at,

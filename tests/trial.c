@@ -76,14 +76,13 @@ static const char *make_input(trial *t, natten_role role, uint64_t seed)
     return settle(&t->problem, role, t->values[role]) ? NULL : "no memory";
 }
 
-/* Runs a kernel in float64 over t->values: `outputs` are computed from the other roles. */
-static const char *run_exactly(trial *t, const natten_problem *problem, uint64_t outputs,
-                               const char *only)
+const char *trial_run_exactly(double *const values[NATTEN_ROLES], const natten_problem *problem,
+                              uint64_t outputs, const char *only)
 {
     trial exact = {.problem = *problem, .outputs = outputs};
     exact.problem.dtype = NATTEN_F64;
     natten_problem_pack(&exact.problem, NATTEN_HEADS_LAST);
-    memcpy(exact.values, t->values, sizeof exact.values);
+    memcpy(exact.values, values, sizeof exact.values);
     natten_plan *plan;
     if (natten_plan_create(&exact.problem, only, &plan) != NATTEN_OK)
         return natten_last_error();
@@ -94,7 +93,7 @@ static const char *run_exactly(trial *t, const natten_problem *problem, uint64_t
         complaint = natten_plan_run(plan, &run) == NATTEN_OK ? NULL : natten_last_error();
         for (int role = 0; role < NATTEN_ROLES; role++)
             if (outputs >> role & 1)
-                tensor_read(&tensors[role], t->values[role]);
+                tensor_read(&tensors[role], values[role]);
     }
     trial_tensors_free(tensors);
     natten_plan_destroy(plan);
@@ -111,7 +110,7 @@ static const char *make_forward_results(trial *t, const char *only)
     natten_problem forward = t->problem;
     forward.op = NATTEN_FORWARD;
     forward.roles &= inputs | results;
-    const char *complaint = run_exactly(t, &forward, results, only);
+    const char *complaint = trial_run_exactly(t->values, &forward, results, only);
     if (!complaint && (!settle(&t->problem, NATTEN_OUT, t->values[NATTEN_OUT]) ||
                        !settle(&t->problem, NATTEN_LSE, t->values[NATTEN_LSE])))
         complaint = "no memory";
@@ -151,13 +150,17 @@ const char *trial_make_inputs(trial *t, const natten_problem *problem, uint64_t 
 const char *trial_make(trial *t, const natten_problem *problem, uint64_t seed)
 {
     const char *complaint = make_inputs(t, problem, seed, "cpu-reference");
-    return complaint ? complaint : run_exactly(t, problem, t->outputs, "cpu-reference");
+    if (!complaint)
+        complaint = trial_run_exactly(t->values, problem, t->outputs, "cpu-reference");
+    return complaint ? complaint : trial_make_magnitudes(t);
 }
 
 void trial_free(trial *t)
 {
-    for (int role = 0; role < NATTEN_ROLES; role++)
+    for (int role = 0; role < NATTEN_ROLES; role++) {
         free(t->values[role]);
+        free(t->magnitude[role]);
+    }
 }
 
 int trial_tensors(const trial *t, placement where, tensor tensors[NATTEN_ROLES], natten_run *run)
@@ -182,88 +185,79 @@ void trial_tensors_free(tensor tensors[NATTEN_ROLES])
 }
 
 /* How much error an output may have, in units of the accumulator's roundoff u = 2^-24 (2^-53 for
- * float64), relative to its largest element. Sums of W terms err by about sqrt(W) u, products and
- * the exponential by a constant, weights by the roundoff of their logits, which grows with them.
- * Sums over all queries (d_rpb, additional tokens) are longer. */
-static double roundoffs(const natten_problem *p, natten_role role)
+ * float64), relative to the magnitude of its terms. Sums of n terms err by about sqrt(n) u,
+ * products and the exponential by a constant, weights by the roundoffs of their logit and of the
+ * lse. Sums over all queries (d_rpb, additional tokens) are longer. */
+static double roundoffs(const trial *t, natten_role role)
 {
-    double window = (double)p->additional_tokens, queries = (double)p->batch, slots = 1;
+    const natten_problem *p = &t->problem;
+    double terms = (double)p->additional_tokens, queries = (double)p->batch, slots = 1;
     for (int a = 0; a < p->rank; a++) {
         queries *= (double)p->axis[a].query_extent;
         slots *= (double)p->axis[a].window;
     }
-    window += slots;
-    double logits = p->op > NATTEN_BACKWARD ? 0 : 4 * fabs(p->scale) * sqrt((double)p->head_dim);
+    terms += slots + (double)p->head_dim + (double)p->value_dim;
     if (role == NATTEN_D_RPB || role == NATTEN_D_ADDITIONAL_KEY ||
         role == NATTEN_D_ADDITIONAL_VALUE)
-        return 48 + logits + 0.5 * sqrt(window + queries);
-    if (role >= NATTEN_D_QUERY)
-        return 48 + logits + 0.5 * sqrt(window);
-    return 24 + logits + 0.25 * sqrt(window);
+        terms += queries;
+    return 12 + 3 * t->logits + 0.5 * sqrt(terms);
 }
 
-/* Whether neighbours share one key or value. */
-static int repeats(const natten_problem *p, natten_role role)
+/* The bound on the error of one element, but for its last rounding. */
+static double allowed_error(const trial *t, natten_role role, double magnitude)
 {
-    for (int a = 0; a < p->rank; a++)
-        if (p->axis[a].window > 1 && p->layout[role].axis[a] == 0)
-            return 1;
-    return 0;
+    natten_dtype dtype = (natten_dtype)t->problem.dtype;
+    int half = dtype == NATTEN_F16 || dtype == NATTEN_BF16;
+    double unit = dtype == NATTEN_F64 ? 0x1p-53 : 0x1p-24;
+    /* An error of the logits, which grows with them, is an absolute error of a lse. */
+    if (role == NATTEN_LSE)
+        return unit * (12 + 3 * t->logits + magnitude);
+    /* Weights that underflow are as good as 0. */
+    double error = roundoffs(t, role) * unit * magnitude + 0x1p-120;
+    if (half && t->rounds_weights)
+        error += (dtype == NATTEN_BF16 ? 0x1p-9 : 0x1p-12) * magnitude;
+    return error;
 }
 
-/* Where a window holds one key the gradient through the softmax is 0: what would be left of it
- * elsewhere is the yardstick there. So it is where all keys or values of a window are the same, but
- * then the roundoffs of its terms are the same too, and add up. */
-static double usual_size(const natten_problem *p, natten_role role)
+static double largest_magnitude(const double *values, int64_t count)
 {
-    double slots = (double)p->additional_tokens, window = 1;
-    for (int a = 0; a < p->rank; a++)
-        window *= (double)p->axis[a].window;
-    if (p->op != NATTEN_BACKWARD || role == NATTEN_D_VALUE || role == NATTEN_D_ADDITIONAL_VALUE)
-        return 0;
-    double terms = repeats(p, NATTEN_KEY) || repeats(p, NATTEN_VALUE) ? 1 : slots + window;
-    /* The largest of many is some three times the usual one. */
-    double through_softmax = 3 * sqrt((double)p->value_dim / terms);
-    return role == NATTEN_D_RPB ? through_softmax : fabs(p->scale) * through_softmax;
+    double largest = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (isfinite(values[i]))
+            largest = fmax(largest, fabs(values[i]));
+    return largest;
 }
 
 trial_error trial_compare(const trial *t, natten_role role, const double *got)
 {
     const double *expected = t->values[role];
-    natten_dtype dtype = (natten_dtype)t->problem.dtype;
-    int is_lse = role == NATTEN_LSE, half = dtype == NATTEN_F16 || dtype == NATTEN_BF16;
     test_shape s = role_shape(&t->problem, role);
     int64_t count = s.batch * s.axis[0] * s.axis[1] * s.axis[2] * s.head * s.channel;
+    double largest = largest_magnitude(expected, count);
+    natten_dtype dtype = (natten_dtype)t->problem.dtype;
+    int half = dtype == NATTEN_F16 || dtype == NATTEN_BF16;
     trial_error error = {.role = role};
-    double largest = 0, rounding = 0;
     for (int64_t i = 0; i < count; i++) {
         double exact = expected[i], off = fabs(got[i] - exact);
-        if (isinf(exact) || isnan(exact))
+        double magnitude = role == NATTEN_LSE ? largest : t->magnitude[role][i];
+        double allowed = allowed_error(t, role, magnitude), rounding = 0;
+        if (isinf(exact) || isnan(exact)) {
             off = got[i] == exact ? 0 : INFINITY;
-        else if (fabs(exact) > largest)
-            largest = fabs(exact);
-        if (half && !is_lse && isfinite(exact))
-            rounding = fmax(rounding, fabs(round_to(dtype, exact) - exact));
-        if (isnan(off) || off == INFINITY)
+            allowed = magnitude = 1;
+        } else if (isnan(off)) {
             off = INFINITY;
-        if (off > error.worst) {
-            error.worst = off;
-            error.at = i;
-            error.got = got[i];
-            error.expected = exact;
         }
-    }
-    largest = fmax(largest, usual_size(&t->problem, role));
-    double unit = dtype == NATTEN_F64 ? 0x1p-53 : 0x1p-24;
-    /* An error of the logits, which grows with them, is an absolute error of a lse. */
-    error.allowed = is_lse ? unit * (32 + 4 * largest)
-                           : roundoffs(&t->problem, role) * unit * largest + 2 * rounding;
-    /* Errors of rounded weights add up like noise: half the rounding of the largest result. */
-    if (half && !is_lse && t->rounds_weights)
-        error.allowed += (dtype == NATTEN_BF16 ? 0x1p-8 : 0x1p-11) / 2 * largest;
-    if (!is_lse && largest > 0) {
-        error.worst /= largest;
-        error.allowed /= largest;
+        /* Beyond a midpoint the exact result and this one round to either side of it. */
+        if (half && role != NATTEN_LSE && isfinite(exact)) {
+            rounding = fabs(round_to(dtype, exact) - exact);
+            allowed *= 2;
+        }
+        double share = fmax(off - rounding, 0) / allowed;
+        if (share <= error.share && i)
+            continue;
+        magnitude = role == NATTEN_LSE || magnitude == 0 ? 1 : magnitude;
+        error = (trial_error){
+            share, off / magnitude, (allowed + rounding) / magnitude, role, i, got[i], exact};
     }
     return error;
 }

@@ -8,8 +8,10 @@
 
 typedef struct trial {
     natten_problem problem;
-    uint64_t outputs;             /* the set of roles the op writes */
-    double *values[NATTEN_ROLES]; /* of each role of the problem, in tensor_write's order */
+    uint64_t outputs;                /* the set of roles the op writes */
+    double *values[NATTEN_ROLES];    /* of each role of the problem, in tensor_write's order */
+    double *magnitude[NATTEN_ROLES]; /* of each output: the sum of its terms' magnitudes */
+    double logits;                   /* the largest magnitude of a logit; 0: the op has none */
     int rounds_weights; /* the kernel rounds softmax weights to half precision: tensor cores do */
 } trial;
 
@@ -19,18 +21,25 @@ const char *trial_make(trial *t, const natten_problem *problem, uint64_t seed);
 const char *trial_make_inputs(trial *t, const natten_problem *problem, uint64_t seed);
 void trial_free(trial *t);
 
+/* The steps of trial_make: runs a kernel in float64 over values, `outputs` from the problem's other
+ * roles; fills in the magnitudes. */
+const char *trial_run_exactly(double *const values[NATTEN_ROLES], const natten_problem *problem,
+                              uint64_t outputs, const char *only);
+const char *trial_make_magnitudes(trial *t);
+
 /* Tensors for a run of the trial: inputs written, outputs poisoned. 0: no memory. */
 int trial_tensors(const trial *t, placement where, tensor tensors[NATTEN_ROLES], natten_run *run);
 void trial_tensors_free(tensor tensors[NATTEN_ROLES]);
 
 typedef struct trial_error {
-    double worst, allowed; /* greatest error and the bound on it */
+    double share;          /* at most 1: of what is allowed beside an element's last rounding */
+    double worst, allowed; /* the error nearest to its bound, and that */
     natten_role role;
     int64_t at; /* the element, in the order of the role's shape */
     double got, expected;
 } trial_error;
 
-/* The error of one output, as measured against the largest expected element (LSE: absolute). */
+/* The error of one output, as measured against the magnitude of its terms (LSE: absolute). */
 trial_error trial_compare(const trial *t, natten_role role, const double *got);
 
 #endif
