@@ -262,6 +262,10 @@ NATTEN_API natten_status natten_explain(const natten_problem *problem, char *tex
  * CUDA kernels are compiled for the problem's dtype, head_dim and so on when they are first
  * planned, which takes about a second, and kept in files. */
 
+/* Compute capability of a GPU, times ten, if there are a driver for it and a compiler, or kernels
+ * that were compiled before; otherwise 0. */
+NATTEN_API int64_t natten_cuda_capability(int64_t device_index);
+
 /* Compiles what a CUDA problem's plan needs on GPUs of an architecture ("sm_90"), unless it is
  * there already, and keeps it in the user's folder. Needs no GPU, but NVRTC. */
 NATTEN_API natten_status natten_compile(const natten_problem *problem, const char *arch);

@@ -161,6 +161,8 @@ natten_status natten_explain(const natten_problem *problem, char *text, size_t s
     return NATTEN_OK;
 }
 
+int64_t natten_cuda_capability(int64_t device_index) { return na_device_capability(device_index); }
+
 natten_status natten_compile(const natten_problem *problem, const char *arch)
 {
     natten_plan *plan;

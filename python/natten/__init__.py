@@ -12,30 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ._errors import NattenError, NattenTypeError
 
 if TYPE_CHECKING:
-    from .cache import warmup
-    from .context import (
-        are_deterministic_algorithms_enabled,
-        is_fna_enabled,
-        is_fused_na_enabled,
-        is_kv_parallelism_in_fused_na_enabled,
-        use_deterministic_algorithms,
-        use_fna,
-        use_fused_na,
-        use_kv_parallelism_in_fused_na,
-    )
-    from .functional import (
-        attention,
-        merge_attentions,
-        na1d,
-        na2d,
-        na3d,
-        neighborhood_attention_generic,
-    )
-    from .modules import (
-        NeighborhoodAttention1D,
-        NeighborhoodAttention2D,
-        NeighborhoodAttention3D,
-    )
+    from .cache import *
+    from .context import *
+    from .functional import *
+    from .modules import *
 
 __version__ = "0.18.0"
 
@@ -56,41 +36,56 @@ _HOMES = {
     ),
     "context": (
         "are_deterministic_algorithms_enabled",
+        "disable_autotuner",
+        "disable_fused_na",
+        "disable_gemm_na",
+        "disable_tf32",
+        "disable_tiled_na",
+        "enable_fused_na",
+        "enable_gemm_na",
+        "enable_tf32",
+        "enable_tiled_na",
+        "force_flex_attention",
+        "get_memory_usage_preference",
+        "has_bfloat",
+        "has_cuda",
+        "has_fna",
+        "has_fp32_gemm",
+        "has_fp64_gemm",
+        "has_fused_na",
+        "has_gemm",
+        "has_half",
+        "has_tf32_gemm",
+        "is_autotuner_enabled",
+        "is_autotuner_enabled_for_backward",
+        "is_autotuner_enabled_for_forward",
+        "is_autotuner_thorough_for_backward",
+        "is_autotuner_thorough_for_forward",
         "is_fna_enabled",
         "is_fused_na_enabled",
+        "is_gemm_na_enabled",
         "is_kv_parallelism_in_fused_na_enabled",
+        "is_memory_usage_default",
+        "is_memory_usage_strict",
+        "is_memory_usage_unrestricted",
+        "is_tf32_in_gemm_na_enabled",
+        "is_tiled_na_enabled",
+        "set_memory_usage_preference",
+        "use_autotuner",
         "use_deterministic_algorithms",
+        "use_flex_attention",
         "use_fna",
         "use_fused_na",
+        "use_gemm_na",
         "use_kv_parallelism_in_fused_na",
+        "use_tf32_in_gemm_na",
+        "use_tiled_na",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("cache", "context", "functional", "modules")
+_SUBMODULES = ("cache", "context", "functional", "modules", "types", "utils")
 
-__all__ = [
-    "NattenError",
-    "NattenTypeError",
-    "NeighborhoodAttention1D",
-    "NeighborhoodAttention2D",
-    "NeighborhoodAttention3D",
-    "__version__",
-    "are_deterministic_algorithms_enabled",
-    "attention",
-    "is_fna_enabled",
-    "is_fused_na_enabled",
-    "is_kv_parallelism_in_fused_na_enabled",
-    "merge_attentions",
-    "na1d",
-    "na2d",
-    "na3d",
-    "neighborhood_attention_generic",
-    "use_deterministic_algorithms",
-    "use_fna",
-    "use_fused_na",
-    "use_kv_parallelism_in_fused_na",
-    "warmup",
-]
+__all__ = ["NattenError", "NattenTypeError", "__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:

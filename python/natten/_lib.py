@@ -170,6 +170,7 @@ def _load() -> ctypes.CDLL:
         "natten_compute": (c_int, [pointer(Problem), pointer(Run)]),
         "natten_workspace": (c_int, [pointer(Problem), pointer(c_size_t)]),
         "natten_explain": (c_int, [pointer(Problem), c_char_p, c_size_t]),
+        "natten_cuda_capability": (c_int64, [c_int64]),
         "natten_compile": (c_int, [pointer(Problem), c_char_p]),
         "natten_cache_folder": (c_size_t, [c_size_t, c_char_p, c_size_t]),
         "natten_cache_describe": (c_size_t, [c_char_p, c_char_p, c_size_t]),

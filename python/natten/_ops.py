@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import _call, _lib
 from ._call import Call, Op, View, Window
+from ._environment import variable
 from ._errors import NattenError
 
 _DTYPES = {
@@ -211,7 +212,7 @@ def _define() -> dict[str, Op]:
 
 def _register_native() -> str:
     """Empty, or why the library's own kernels cannot be used."""
-    disabled = os.environ.get("NATTEN_DISABLE", "").replace(",", " ").split()
+    disabled = variable("NATTEN_DISABLE").replace(",", " ").split()
     if "native" in disabled:
         return 'NATTEN_DISABLE holds "native"'
     reason = ctypes.create_string_buffer(256)

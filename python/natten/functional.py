@@ -21,6 +21,23 @@ from ._merge import merge_attentions
 from ._sequence import attention
 from ._window import Bools, Ints
 
+# The guide of 0.17 imports these from here.
+from .context import disable_gemm_na as disable_gemm_na
+from .context import disable_tf32 as disable_tf32
+from .context import disable_tiled_na as disable_tiled_na
+from .context import enable_gemm_na as enable_gemm_na
+from .context import enable_tf32 as enable_tf32
+from .context import enable_tiled_na as enable_tiled_na
+from .context import has_bfloat as has_bfloat
+from .context import has_cuda as has_cuda
+from .context import has_fna as has_fna
+from .context import has_fp32_gemm as has_fp32_gemm
+from .context import has_fp64_gemm as has_fp64_gemm
+from .context import has_fused_na as has_fused_na
+from .context import has_gemm as has_gemm
+from .context import has_half as has_half
+from .context import has_tf32_gemm as has_tf32_gemm
+
 __all__ = [
     "attention",
     "merge_attentions",

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "cuda/cache.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -95,6 +96,27 @@ int na_cache_folder(int index, char *path, size_t size)
         return index == 0 && default_folder(path, size);
     int count = list_length(list);
     return index < count && list_item(list, index == count - 1 ? 0 : index + 1, path, size);
+}
+
+static int holds_any(const char *path)
+{
+    DIR *folder = opendir(path);
+    const struct dirent *file;
+    int found = 0;
+    while (folder && !found && (file = readdir(folder)))
+        found = strstr(file->d_name, ".kernel") != NULL;
+    if (folder)
+        closedir(folder);
+    return found;
+}
+
+int na_cache_holds_any(void)
+{
+    char path[PATH_MAX];
+    int found = 0;
+    for (int i = 0; !found && na_cache_folder(i, path, sizeof path); i++)
+        found = holds_any(path);
+    return found;
 }
 
 static int user_folder(char *path, size_t size)

@@ -21,6 +21,9 @@ int na_cache_folder(int index, char *path, size_t size);
 /* Fills in the kernel if a folder has it. */
 int na_cache_load(const char *key, na_cubin *cubin);
 
+/* Whether any folder has any file of a kernel. */
+int na_cache_holds_any(void);
+
 /* Keeps the kernel in the user's folder, which is made if it is not there; 0 if it could not be
  * kept. */
 int na_cache_store(const char *key, const na_cubin *cubin);

@@ -6,9 +6,10 @@
 #include <string.h>
 
 #include "core/lock.h"
+#include "cuda/cache.h"
 #include "cuda/driver.h"
 
-enum { MOST_DEVICES = 64 };
+enum { MOST_DEVICES = 64, OLDEST = 75 /* compute capability, times ten */ };
 
 /* CUdevice_attribute */
 enum {
@@ -73,24 +74,41 @@ int na_device_rehearse(const char *arch)
 
 int na_device_is_rehearsed(void) { return rehearsed != NULL; }
 
+/* One of this machine's, NULL and the reason if it cannot be used. */
+static const na_device *find(int64_t index, char *why, size_t size)
+{
+    const char *reason;
+    if (!na_driver_find(&reason)) {
+        snprintf(why, size, "%s", reason);
+        return NULL;
+    }
+    pthread_once(&once, find_devices);
+    if (index < 0 || index >= device_count) {
+        snprintf(why, size, "there is no CUDA device %d, there are %d", (int)index, device_count);
+        return NULL;
+    }
+    const na_device *device = &devices[index];
+    if (device->major * 10 + device->minor >= OLDEST)
+        return device;
+    snprintf(why, size, "%s has compute capability %d.%d, and %d.%d is needed", device->name,
+             device->major, device->minor, OLDEST / 10, OLDEST % 10);
+    return NULL;
+}
+
+int na_device_capability(int64_t index)
+{
+    char why[256];
+    const char *reason;
+    const na_device *device = find(index, why, sizeof why);
+    int has_kernels = na_nvrtc_find(&reason) || na_cache_holds_any();
+    return device && has_kernels ? device->major * 10 + device->minor : 0;
+}
+
 natten_status na_device_of(natten_plan *plan, const na_device **device)
 {
-    const char *why;
-    *device = rehearsed;
-    if (rehearsed)
-        return NATTEN_OK;
-    int64_t index = plan->problem.device_index;
-    if (!na_driver_find(&why))
-        return na_refuse(plan, "%s", why);
-    pthread_once(&once, find_devices);
-    if (index < 0 || index >= device_count)
-        return na_refuse(plan, "there is no CUDA device %d, there are %d", (int)index,
-                         device_count);
-    if (devices[index].major * 10 + devices[index].minor < 75)
-        return na_refuse(plan, "%s has compute capability %d.%d, and 7.5 is needed",
-                         devices[index].name, devices[index].major, devices[index].minor);
-    *device = &devices[index];
-    return NATTEN_OK;
+    char why[256];
+    *device = rehearsed ? rehearsed : find(plan->problem.device_index, why, sizeof why);
+    return *device ? NATTEN_OK : na_refuse(plan, "%s", why);
 }
 
 natten_status na_context_enter(int device_index, na_context *context)

@@ -22,6 +22,10 @@ typedef struct na_device {
  * such device, or it is older than sm_75. */
 natten_status na_device_of(natten_plan *plan, const na_device **device);
 
+/* Its compute capability times ten; 0 if it cannot be used, or there are no kernels for it and no
+ * NVRTC to compile them. */
+int na_device_capability(int64_t index);
+
 /* Until it is called with NULL, this thread plans for a GPU of the architecture ("sm_90") that need
  * not be here: na_device_of describes one, contexts are not entered, and what na_jit_function would
  * compile and load it only compiles and keeps on disk. 0: no such architecture. */

@@ -43,9 +43,11 @@ def pytest_report_header() -> str:
 def fresh() -> Iterator[None]:
     """Every test starts from the same settings and numbers."""
     context.NattenContext.reset()
+    context.AutotunerContext.reset()
     torch.manual_seed(0)
     yield
     context.NattenContext.reset()
+    context.AutotunerContext.reset()
 
 
 @pytest.fixture

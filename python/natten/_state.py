@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""The state behind natten.context."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from typing import Any
+
+from ._errors import NattenError, NattenTypeError
+
+# Settings that belong together change together.
+lock = threading.RLock()
+
+
+class MemoryUsagePreference(enum.Enum):
+    """How much memory beside its results KV parallelism may take."""
+
+    Default = 0
+    Strict = 1
+    Unrestricted = 2
+
+
+class NattenContext:
+    """The settings themselves."""
+
+    is_deterministic_mode_enabled = False
+    is_fused_na_enabled = False
+    is_kv_parallelism_enabled = False
+    training_memory_preference = MemoryUsagePreference.Default
+    use_flex_attention = False
+    force_flex_attention = False
+    is_gemm_enabled = True
+    is_tiled_enabled = True
+    is_tf32_enabled = False
+
+    @staticmethod
+    def reset() -> None:
+        """Back to how a process starts."""
+        _restore(NattenContext)
+
+
+class AutotunerContext:
+    """The settings of natten.autotuner, and the choices it has made."""
+
+    enabled_for_forward = False
+    enabled_for_backward = False
+    thorough_mode_forward = False
+    thorough_mode_backward = False
+    warmup_steps_forward = 5
+    warmup_steps_backward = 5
+    steps_forward = 5
+    steps_backward = 5
+    _FORWARD_CACHE: dict[Any, Any] = {}
+    _BACKWARD_CACHE: dict[Any, Any] = {}
+
+    @staticmethod
+    def reset() -> None:
+        """Back to how a process starts: off, and nothing chosen."""
+        with lock:
+            _restore(AutotunerContext)
+            AutotunerContext._FORWARD_CACHE.clear()
+            AutotunerContext._BACKWARD_CACHE.clear()
+
+    @staticmethod
+    def set_enabled_for_forward(enabled: bool | None = None) -> None:
+        """Switches tuning of the forward pass; None changes nothing."""
+        _set_enabled("enabled_for_forward", enabled)
+
+    @staticmethod
+    def set_enabled_for_backward(enabled: bool | None = None) -> None:
+        """Switches tuning of the backward pass; None changes nothing."""
+        _set_enabled("enabled_for_backward", enabled)
+
+    @staticmethod
+    def set_thorough_mode_forward(enabled: bool | None = None) -> None:
+        """Whether every choice is tried, and not only those that usually win."""
+        _set_flag("thorough_mode_forward", enabled)
+
+    @staticmethod
+    def set_thorough_mode_backward(enabled: bool | None = None) -> None:
+        """Whether every choice is tried, and not only those that usually win."""
+        _set_flag("thorough_mode_backward", enabled)
+
+    @staticmethod
+    def set_warmup_steps_forward(steps: int | None = None) -> None:
+        """Untimed runs of each choice of the forward pass."""
+        _set_steps("warmup_steps_forward", steps)
+
+    @staticmethod
+    def set_warmup_steps_backward(steps: int | None = None) -> None:
+        """Untimed runs of each choice of the backward pass."""
+        _set_steps("warmup_steps_backward", steps)
+
+    @staticmethod
+    def set_steps_forward(steps: int | None = None) -> None:
+        """Timed runs of each choice of the forward pass."""
+        _set_steps("steps_forward", steps)
+
+    @staticmethod
+    def set_steps_backward(steps: int | None = None) -> None:
+        """Timed runs of each choice of the backward pass."""
+        _set_steps("steps_backward", steps)
+
+
+_AT_START: dict[Any, dict[str, Any]] = {
+    cls: {
+        name: value
+        for name, value in vars(cls).items()
+        if isinstance(value, (bool, int, MemoryUsagePreference))
+    }
+    for cls in (NattenContext, AutotunerContext)
+}
+
+
+def _restore(cls: Any) -> None:
+    with lock:
+        for name, value in _AT_START[cls].items():
+            setattr(cls, name, value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """A setting that is on or off, and nothing else."""
+    if not isinstance(value, bool):
+        raise NattenTypeError(f"{name} must be a bool, got {value!r}.")
+    return value
+
+
+def _set_flag(name: str, enabled: bool | None) -> None:
+    if enabled is not None:
+        setattr(AutotunerContext, name, flag(name, enabled))
+
+
+def _set_enabled(name: str, enabled: bool | None) -> None:
+    with lock:
+        if enabled and NattenContext.is_deterministic_mode_enabled:
+            raise NattenError(
+                "The autotuner may choose differently in every run, and "
+                "natten.use_deterministic_algorithms forbids that."
+            )
+        _set_flag(name, enabled)
+
+
+def _set_steps(name: str, steps: int | None) -> None:
+    if steps is None:
+        return
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise NattenTypeError(f"{name} must be an integer, got {steps!r}.")
+    if steps < 0 or (steps == 0 and not name.startswith("warmup")):
+        least = 0 if name.startswith("warmup") else 1
+        raise NattenError(f"{name} must be at least {least}, got {steps}.")
+    setattr(AutotunerContext, name, steps)
