@@ -68,16 +68,18 @@ NATTEN_API const char *natten_last_error(void);
 /* What is computed. W is the number of tokens in a window (the product of the axes' windows), N the
  * number of additional tokens, w runs over both: 0 <= w < W + N. */
 typedef enum natten_op {
-    /* out = sum_w p_w value_w, p = softmax_w(scale * query . key_w + rpb_w); lse = ln sum_w
-       exp(...) */
+    /* out = sum_w m_w p_w value_w, p = softmax_w(scale * query . key_w + rpb_w + key_bias_w); lse =
+       ln sum_w exp(...); m_w is 1 without dropout, with it 0 or 1 / (1 - dropout) */
     NATTEN_FORWARD = 0,
     /* gradients of FORWARD with respect to every input, from d_out and, if given, d_lse; needs out,
-       lse */
+       lse, and with dropout the forward's seed and offset */
     NATTEN_BACKWARD = 1,
-    /* attn_w = scale * query . key_w + rpb_w; slots a causal mask forbids hold -infinity */
+    /* attn_w = scale * query . key_w + rpb_w + key_bias_w; slots a causal mask forbids hold
+       -infinity */
     NATTEN_QK = 2,
-    /* d_query, d_key, d_rpb, d_additional_key from d_attn; forbidden slots of d_attn are not read
-     */
+    /* d_query, d_key, d_rpb, d_additional_key from d_attn; forbidden slots of d_attn are not read.
+       (d_key_bias is what AV_BACKWARD gives as d_value for an attn of this d_attn and a d_out of
+       one channel that is 1.) */
     NATTEN_QK_BACKWARD = 3,
     /* out = sum_w attn_w value_w, no softmax; forbidden slots of attn are not read */
     NATTEN_AV = 4,
@@ -86,8 +88,8 @@ typedef enum natten_op {
     NATTEN_OPS = 6
 } natten_op;
 
-/* The element type of every tensor except lse and d_lse, which are float32, or float64 for float64.
- * Sums and softmax are taken in float32 (float64 for float64). */
+/* The element type of every tensor except lse, key_bias and their gradients, which are float32, or
+ * float64 for float64. Sums and softmax are taken in float32 (float64 for float64). */
 typedef enum natten_dtype {
     NATTEN_F32 = 0,
     NATTEN_F64 = 1,
@@ -111,16 +113,19 @@ typedef enum natten_role {
                          dilation + K-1 */
     NATTEN_ADDITIONAL_KEY = 7,   /* [B, N, Hk, D]: tokens that every query attends to */
     NATTEN_ADDITIONAL_VALUE = 8, /* [B, N, Hk, E] */
-    NATTEN_D_QUERY = 9,          /* the gradients, shaped like what they belong to */
-    NATTEN_D_KEY = 10,
-    NATTEN_D_VALUE = 11,
-    NATTEN_D_OUT = 12,
-    NATTEN_D_LSE = 13,
-    NATTEN_D_ATTN = 14,
-    NATTEN_D_RPB = 15,
-    NATTEN_D_ADDITIONAL_KEY = 16,
-    NATTEN_D_ADDITIONAL_VALUE = 17,
-    NATTEN_ROLES = 18
+    NATTEN_KEY_BIAS = 9, /* [B, S..., Hk], added to every score of a key; -infinity masks the key.
+                            Additional tokens have none */
+    NATTEN_D_QUERY = 10, /* the gradients, shaped like what they belong to */
+    NATTEN_D_KEY = 11,
+    NATTEN_D_VALUE = 12,
+    NATTEN_D_OUT = 13,
+    NATTEN_D_LSE = 14,
+    NATTEN_D_ATTN = 15,
+    NATTEN_D_RPB = 16,
+    NATTEN_D_ADDITIONAL_KEY = 17,
+    NATTEN_D_ADDITIONAL_VALUE = 18,
+    NATTEN_D_KEY_BIAS = 19,
+    NATTEN_ROLES = 20
 } natten_role;
 
 /* A role as a member of a set: problem.roles |= natten_bit(NATTEN_LSE). */
@@ -148,9 +153,9 @@ typedef struct natten_axis {
 
 /* Where a tensor's elements lie, in elements from its first: element (b, i, h, c) is at
  * b * batch + sum_a i[a] * axis[a] + h * head + c. Channels (and attention slots) are always
- * consecutive. For additional tokens axis[0] is the step between tokens; a bias has no batch, a lse
- * no channels. Any stride goes for inputs, 0 and negative ones included; outputs must not overlap.
- */
+ * consecutive. For additional tokens axis[0] is the step between tokens; a position bias has no
+ * batch, a lse and a key bias no channels. Any stride goes for inputs, 0 (a key bias that all heads
+ * share) and negative ones included; outputs must not overlap. */
 typedef struct natten_layout {
     int64_t batch;
     int64_t axis[3];
@@ -172,15 +177,19 @@ typedef struct natten_problem {
     int64_t value_dim;         /* channels of values; 0: as head_dim */
     int64_t additional_tokens; /* N; 0: none */
     double scale;              /* multiplies query . key */
-    uint64_t roles;            /* which tensors take part: a set of natten_bit(role) */
+    double dropout; /* FORWARD, BACKWARD: probability, from 0 to 1, that a weight is dropped; taken
+                       to the nearest multiple of 2^-16. What is dropped depends on the run's seed
+                       and offset, batch, head, the query's place on the whole axes and the slot,
+                       and on nothing else */
+    uint64_t roles; /* which tensors take part: a set of natten_bit(role) */
     natten_layout layout[NATTEN_ROLES];
 } natten_problem;
 
 /* Sets every field to its default: strides and dilations 1, batch and heads 1, scale 1, not causal,
  * on the CPU, and in `roles` the inputs and outputs the op cannot do without; all gradients the op
  * can give. To be filled in afterwards: each axis' query_extent and window, head_dim, heads,
- * scale... Optional roles (RPB, ADDITIONAL_KEY and _VALUE, LSE of FORWARD, D_LSE, and their
- * gradients) are added, gradients nobody wants taken away, through `roles`. */
+ * scale... Optional roles (RPB, KEY_BIAS, ADDITIONAL_KEY and _VALUE, LSE of FORWARD, D_LSE, and
+ * their gradients) are added, gradients nobody wants taken away, through `roles`. */
 NATTEN_API void natten_problem_init(natten_problem *problem, natten_op op, natten_dtype dtype,
                                     int rank);
 
@@ -190,7 +199,7 @@ typedef enum natten_order {
 } natten_order;
 
 /* Fills in every layout for contiguous tensors in the given order. ATTN and D_ATTN are heads-first
- * in either order, as is the custom, and so is a bias. Call it when all sizes are set. */
+ * in either order, as is the custom, and so is a position bias. Call it when all sizes are set. */
 NATTEN_API void natten_problem_pack(natten_problem *problem, natten_order order);
 
 /* The window of one query of an axis: *first is the place (on the whole axis) of its first key and
@@ -239,6 +248,8 @@ typedef struct natten_run {
     int64_t threads; /* CPU workers; 0: natten_threads() of them. Results do not depend on it */
     natten_parallel parallel; /* the caller's threads; NULL: the library's own pool */
     void *pool;               /* handed to parallel */
+    uint64_t seed;            /* of dropout, along with offset: the backward wants the forward's */
+    uint64_t offset;
 } natten_run;
 
 /* Runs a plan: writes every element of every output role, and nothing else. Addresses must be

@@ -129,7 +129,7 @@ static const char *check_run(const trial *t, const natten_plan *plan, placement 
     const char *complaint = "no memory";
     if (trial_tensors(t, where, tensors, &run)) {
         if (is_cuda(natten_plan_kernel(plan)))
-            complaint = device_run(plan, tensors);
+            complaint = device_run(plan, tensors, run);
         else
             complaint = natten_plan_run(plan, &run) == NATTEN_OK ? NULL : natten_last_error();
         size_t size;

@@ -93,10 +93,9 @@ static const char *launch(const natten_plan *plan, natten_run *run)
     return wrong;
 }
 
-const char *device_run(const natten_plan *plan, tensor tensors[NATTEN_ROLES])
+const char *device_run(const natten_plan *plan, tensor tensors[NATTEN_ROLES], natten_run run)
 {
     uint64_t address[NATTEN_ROLES] = {0};
-    natten_run run = {.stream = NULL};
     const char *wrong = open_driver();
     for (int role = 0; !wrong && role < NATTEN_ROLES; role++) {
         const tensor *t = &tensors[role];

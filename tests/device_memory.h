@@ -7,6 +7,6 @@
 #include "tensor.h"
 
 /* NULL, or what went wrong. */
-const char *device_run(const natten_plan *plan, tensor tensors[NATTEN_ROLES]);
+const char *device_run(const natten_plan *plan, tensor tensors[NATTEN_ROLES], natten_run run);
 
 #endif

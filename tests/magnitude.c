@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dropout.h"
 #include "trial.h"
 
 static int64_t elements(const natten_problem *p, natten_role role)
@@ -29,7 +30,7 @@ static int add_array(arrays *a, const natten_problem *p, natten_role role, const
     int64_t count = elements(p, role);
     a->of[role] = malloc((size_t)count * sizeof(double) + 1);
     for (int64_t i = 0; a->of[role] && from && i < count; i++)
-        a->of[role][i] = fabs(from[i]);
+        a->of[role][i] = isinf(from[i]) ? 0 : fabs(from[i]); /* masked keys */
     return a->of[role] != NULL;
 }
 
@@ -81,6 +82,7 @@ static natten_problem step(const trial *t, natten_op op, uint64_t roles)
     natten_problem p = t->problem;
     p.op = op;
     p.roles = roles;
+    p.dropout = 0;
     return p;
 }
 
@@ -88,13 +90,39 @@ static natten_problem step(const trial *t, natten_op op, uint64_t roles)
 static void normalise(const trial *t, const natten_problem *p, double *attn)
 {
     int64_t slots = role_shape(p, NATTEN_ATTN).channel;
-    for (int64_t i = 0; i < elements(p, NATTEN_ATTN); i++)
-        attn[i] = exp(attn[i] - t->values[NATTEN_LSE][i / slots]);
+    for (int64_t i = 0; i < elements(p, NATTEN_ATTN); i++) {
+        double lse = t->values[NATTEN_LSE][i / slots];
+        attn[i] = lse == -INFINITY ? 0 : exp(attn[i] - lse);
+    }
+}
+
+/* attn times what dropout multiplies it by; NULL: no memory. */
+static double *dropped(const trial *t, const natten_problem *p, const double *attn)
+{
+    double *kept = malloc((size_t)elements(p, NATTEN_ATTN) * sizeof *kept + 1);
+    if (!kept)
+        return NULL;
+    memcpy(kept, attn, (size_t)elements(p, NATTEN_ATTN) * sizeof *kept);
+    test_shape s = role_shape(p, NATTEN_ATTN);
+    int threshold = na_dropout_threshold(t->problem.dropout), shift = 3 - (int)p->rank;
+    for (int64_t i = 0; threshold && i < elements(p, NATTEN_ATTN); i++) {
+        int64_t rest = i / s.channel / s.head;
+        int at[3] = {0, 0, 0};
+        for (int a = (int)p->rank - 1; a >= 0; a--) {
+            at[a + shift] = (int)(rest % s.axis[a] + p->axis[a].query_origin);
+            rest /= s.axis[a];
+        }
+        na_words row = na_dropout_row(TRIAL_SEED, TRIAL_OFFSET, (int)rest,
+                                      (int)(i / s.channel % s.head), at[0], at[1]);
+        int number = (int)na_dropout_number(row, at[2], (int)(i % s.channel));
+        kept[i] *= number < threshold ? 0 : na_dropout_factor(threshold);
+    }
+    return kept;
 }
 
 /* d_attn: from magnitudes of d_out . value to those of the gradient of the logits. */
 static void through_softmax(const trial *t, const natten_problem *p, const double *attn,
-                            double *d_attn)
+                            const double *kept, double *d_attn)
 {
     int64_t slots = role_shape(p, NATTEN_ATTN).channel, channels = p->value_dim;
     for (int64_t row = 0; row < elements(p, NATTEN_ATTN) / slots; row++) {
@@ -102,8 +130,32 @@ static void through_softmax(const trial *t, const natten_problem *p, const doubl
         for (int64_t c = row * channels; c < (row + 1) * channels; c++)
             delta += fabs(t->values[NATTEN_D_OUT][c] * t->values[NATTEN_OUT][c]);
         for (int64_t i = row * slots; i < (row + 1) * slots; i++)
-            d_attn[i] = attn[i] * (d_attn[i] + delta);
+            d_attn[i] = kept[i] * d_attn[i] + attn[i] * delta;
     }
+}
+
+/* d_key_bias from the gradient of the logits: that of values for a d_out of 1. */
+static const char *sum_over_queries(const trial *t, arrays *a)
+{
+    const uint64_t more = t->problem.additional_tokens ? natten_bit(NATTEN_ADDITIONAL_VALUE) : 0;
+    natten_problem p = step(t, NATTEN_AV_BACKWARD,
+                            SET(NATTEN_ATTN, NATTEN_VALUE, NATTEN_D_OUT, NATTEN_D_VALUE) | more);
+    arrays x = {{NULL}};
+    const char *complaint = NULL;
+    p.value_dim = 1;
+    for (int role = 0; role < NATTEN_ROLES && !complaint; role++)
+        if (has(&p, (natten_role)role) &&
+            !add_array(&x, &p, (natten_role)role,
+                       role == NATTEN_ATTN ? a->of[NATTEN_D_ATTN] : NULL))
+            complaint = "no memory";
+    for (int64_t i = 0; !complaint && i < elements(&p, NATTEN_D_OUT); i++)
+        x.of[NATTEN_D_OUT][i] = 1;
+    if (!complaint)
+        complaint = trial_run_exactly(x.of, &p, natten_bit(NATTEN_D_VALUE), "cpu-reference");
+    a->of[NATTEN_D_KEY_BIAS] = x.of[NATTEN_D_VALUE];
+    x.of[NATTEN_D_VALUE] = NULL;
+    free_arrays(&x);
+    return complaint;
 }
 
 /* The chain of the backward, each step on magnitudes: probabilities; gradients of attn and value;
@@ -111,7 +163,7 @@ static void through_softmax(const trial *t, const natten_problem *p, const doubl
 static const char *chain(const trial *t, arrays *a)
 {
     const uint64_t have = t->problem.roles;
-    const uint64_t keys = have & SET(NATTEN_RPB, NATTEN_ADDITIONAL_KEY);
+    const uint64_t keys = have & SET(NATTEN_RPB, NATTEN_KEY_BIAS, NATTEN_ADDITIONAL_KEY);
     const uint64_t values = have & SET(NATTEN_ADDITIONAL_VALUE);
     const uint64_t d_values = have & SET(NATTEN_D_VALUE, NATTEN_D_ADDITIONAL_VALUE);
     const uint64_t d_keys =
@@ -122,13 +174,14 @@ static const char *chain(const trial *t, arrays *a)
              SET(NATTEN_ATTN, NATTEN_VALUE, NATTEN_D_OUT, NATTEN_D_ATTN) | values | d_values);
     natten_problem back = step(t, NATTEN_QK_BACKWARD,
                                SET(NATTEN_QUERY, NATTEN_KEY, NATTEN_D_ATTN) |
-                                   (keys & ~natten_bit(NATTEN_RPB)) | d_keys);
+                                   (keys & natten_bit(NATTEN_ADDITIONAL_KEY)) | d_keys);
     arrays exact = {{NULL}};
     memcpy(exact.of, t->values, sizeof exact.of);
     for (int role = 0; role < NATTEN_ROLES; role++) {
         const uint64_t all = qk.roles | av.roles | back.roles;
         const double *from = (d_values | d_keys) >> role & 1 ? NULL : t->values[role];
-        if ((all >> role & 1) && role != NATTEN_RPB && !add_array(a, &av, (natten_role)role, from))
+        if ((all >> role & 1) && role != NATTEN_RPB && role != NATTEN_KEY_BIAS &&
+            !add_array(a, &av, (natten_role)role, from))
             return "no memory";
     }
     exact.of[NATTEN_ATTN] = a->of[NATTEN_ATTN];
@@ -137,13 +190,19 @@ static const char *chain(const trial *t, arrays *a)
     if (complaint)
         return complaint;
     normalise(t, &qk, a->of[NATTEN_ATTN]);
+    arrays weighted = *a;
+    double *kept = weighted.of[NATTEN_ATTN] = dropped(t, &qk, a->of[NATTEN_ATTN]);
+    if (!kept)
+        return "no memory";
     complaint =
-        trial_run_exactly(a->of, &av, d_values | natten_bit(NATTEN_D_ATTN), "cpu-reference");
-    if (complaint || !d_keys)
-        return complaint;
-    through_softmax(t, &av, a->of[NATTEN_ATTN], a->of[NATTEN_D_ATTN]);
+        trial_run_exactly(weighted.of, &av, d_values | natten_bit(NATTEN_D_ATTN), "cpu-reference");
+    through_softmax(t, &av, a->of[NATTEN_ATTN], kept, a->of[NATTEN_D_ATTN]);
+    free(kept);
+    if (!complaint && has(&t->problem, NATTEN_D_KEY_BIAS))
+        complaint = sum_over_queries(t, a);
     back.scale = fabs(back.scale);
-    return trial_run_exactly(a->of, &back, d_keys, "cpu-reference");
+    return complaint || !d_keys ? complaint
+                                : trial_run_exactly(a->of, &back, d_keys, "cpu-reference");
 }
 
 static const char *backward_magnitudes(trial *t)
@@ -163,7 +222,8 @@ static const char *backward_magnitudes(trial *t)
 static const char *find_logits(trial *t)
 {
     const uint64_t inputs =
-        SET(NATTEN_QUERY, NATTEN_KEY, NATTEN_RPB, NATTEN_ADDITIONAL_KEY) & t->problem.roles;
+        SET(NATTEN_QUERY, NATTEN_KEY, NATTEN_RPB, NATTEN_KEY_BIAS, NATTEN_ADDITIONAL_KEY) &
+        t->problem.roles;
     natten_problem qk = step(t, NATTEN_QK, inputs | natten_bit(NATTEN_ATTN));
     trial logits = {.problem = qk, .outputs = natten_bit(NATTEN_ATTN)};
     memcpy(logits.values, t->values, sizeof logits.values);
@@ -185,6 +245,7 @@ const char *trial_make_magnitudes(trial *t)
     if (op == NATTEN_BACKWARD)
         return backward_magnitudes(t);
     /* Probabilities depend on the signs of what the logits are made of. */
-    const uint64_t logits = SET(NATTEN_QUERY, NATTEN_KEY, NATTEN_RPB, NATTEN_ADDITIONAL_KEY);
+    const uint64_t logits =
+        SET(NATTEN_QUERY, NATTEN_KEY, NATTEN_RPB, NATTEN_KEY_BIAS, NATTEN_ADDITIONAL_KEY);
     return run_magnitudes(t, t->problem, op == NATTEN_FORWARD ? logits : 0);
 }

@@ -95,7 +95,8 @@ static void write_problem(uint64_t *random, char *text, size_t size)
 {
     static const char *const dtypes[] = {"f32", "f32", "f64", "f16", "bf16"};
     static const char *const orders[] = {"hl", "hf", "qkv", "odd", "neg", "bcast"};
-    static const char *const gradients[] = {"q", "k", "v", "kv", "qa", "r", "nm", "qrn"};
+    static const char *const gradients[] = {"q", "k", "v", "kv", "qa", "r", "nm", "qrn", "b", "vb"};
+    static const char *const dropouts[] = {"0.1", "0.5", "0.9", "0.00001", "1"};
     static const int dims[] = {1, 3, 8, 16, 17, 32, 40, 64, 72};
     writer w = {random, text, size, 1 + below(&(writer){random, text, size, 0}, 3)};
     int rpb = one_in(&w, 4), kv_heads = 1 + below(&w, 3), share = 1 + below(&w, 3);
@@ -112,7 +113,11 @@ static void write_problem(uint64_t *random, char *text, size_t size)
     if (one_in(&w, 2))
         put(&w, "_lse");
     if (one_in(&w, 5))
-        put(&w, "_g%s", gradients[below(&w, 8)]);
+        put(&w, "_kb");
+    if (one_in(&w, 5))
+        put(&w, "_drop%s", dropouts[below(&w, 5)]);
+    if (one_in(&w, 5))
+        put(&w, "_g%s", gradients[below(&w, 10)]);
     put(&w, "_%s_%s", orders[below(&w, 6)], dtypes[below(&w, 5)]);
 }
 

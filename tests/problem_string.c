@@ -28,6 +28,7 @@ static const char *const role_names[NATTEN_ROLES] = {"query",
                                                      "rpb",
                                                      "additional_key",
                                                      "additional_value",
+                                                     "key_bias",
                                                      "d_query",
                                                      "d_key",
                                                      "d_value",
@@ -36,7 +37,8 @@ static const char *const role_names[NATTEN_ROLES] = {"query",
                                                      "d_attn",
                                                      "d_rpb",
                                                      "d_additional_key",
-                                                     "d_additional_value"};
+                                                     "d_additional_value",
+                                                     "d_key_bias"};
 
 const char *role_name(natten_role role) { return role_names[role]; }
 
@@ -86,9 +88,10 @@ test_shape role_shape(const natten_problem *problem, natten_role role)
                          NATTEN_ATTN,
                          NATTEN_RPB,
                          NATTEN_ADDITIONAL_KEY,
-                         NATTEN_ADDITIONAL_VALUE};
+                         NATTEN_ADDITIONAL_VALUE,
+                         NATTEN_KEY_BIAS};
     int what = role < NATTEN_D_QUERY ? (int)role : gradient_of[role - NATTEN_D_QUERY];
-    int of_keys = what == NATTEN_KEY || what == NATTEN_VALUE;
+    int of_keys = what == NATTEN_KEY || what == NATTEN_VALUE || what == NATTEN_KEY_BIAS;
     int added = what == NATTEN_ADDITIONAL_KEY || what == NATTEN_ADDITIONAL_VALUE;
     for (int a = 0; a < p->rank; a++)
         shape.axis[a] = of_keys              ? p->axis[a].key_extent
@@ -138,7 +141,7 @@ static natten_layout role_layout(const test_problem *test, const natten_problem 
         return padded_layout(shape, 0, 1, -1);
     natten_layout layout = p->layout[role];
     if (test->order == ORDER_BROADCAST && !role_is_output((natten_op)p->op, role)) {
-        if (role == NATTEN_RPB)
+        if (role == NATTEN_RPB || role == NATTEN_KEY_BIAS)
             layout.head = 0;
         else if (role != NATTEN_OUT && role != NATTEN_LSE)
             layout.batch = 0;
@@ -156,6 +159,9 @@ static uint64_t roles_of_op(const test_problem *test, natten_op op, uint64_t rol
     if (test->rpb && keys)
         roles |= (op == NATTEN_QK_BACKWARD ? 0 : natten_bit(NATTEN_RPB)) |
                  (backward ? natten_bit(NATTEN_D_RPB) : 0);
+    if (test->key_bias && (op == NATTEN_FORWARD || op == NATTEN_BACKWARD || op == NATTEN_QK))
+        roles |= natten_bit(NATTEN_KEY_BIAS) |
+                 (op == NATTEN_BACKWARD ? natten_bit(NATTEN_D_KEY_BIAS) : 0);
     if (test->problem.additional_tokens && keys)
         roles |= natten_bit(NATTEN_ADDITIONAL_KEY) |
                  (backward ? natten_bit(NATTEN_D_ADDITIONAL_KEY) : 0);
@@ -184,6 +190,8 @@ int problem_of_op(const test_problem *test, natten_op op, natten_problem *proble
     problem->value_dim = sizes->value_dim;
     problem->additional_tokens = sizes->additional_tokens;
     problem->scale = sizes->scale;
+    if (op == NATTEN_FORWARD || op == NATTEN_BACKWARD)
+        problem->dropout = sizes->dropout;
     problem->roles = roles_of_op(test, op, problem->roles);
     natten_problem_pack(problem,
                         test->order == ORDER_FIRST ? NATTEN_HEADS_FIRST : NATTEN_HEADS_LAST);
@@ -232,7 +240,7 @@ static int read_block(const char *text, natten_problem *problem, int64_t *extent
 
 static int read_gradients(const char *letters, uint64_t *gradients)
 {
-    static const char names[] = "qkv??arnm";
+    static const char names[] = "qkv??arnmb";
     *gradients = 0;
     for (; *letters; letters++) {
         const char *found = *letters == '?' ? NULL : strchr(names, *letters);
@@ -275,6 +283,8 @@ static int read_word(const char *word, test_problem *test)
         return test->rpb = 1;
     if (!strcmp(word, "lse"))
         return test->lse = 1;
+    if (!strcmp(word, "kb"))
+        return test->key_bias = 1;
     return 0;
 }
 
@@ -290,6 +300,10 @@ static int read_option(const char *word, test_problem *test)
         return read_number(word + 2, &p->kv_heads);
     if (!strncmp(word, "dv", 2))
         return read_number(word + 2, &p->value_dim);
+    if (!strncmp(word, "drop", 4)) {
+        p->dropout = strtod(word + 4, NULL);
+        return 1;
+    }
     switch (*word) {
     case 'w':
         return read_axes(word + 1, p, &axis->window);

@@ -11,7 +11,8 @@
  *     lse returned by forward, its gradient enters backward
  *     x0.5 scale (else head_dim ** -0.5)
  *     gq gradients wanted (else all): letters of query, key, value, attn, rpb,
- *        n = additional key, m = additional value
+ *        n = additional key, m = additional value, b = key bias
+ *     kb key bias, part of it -infinity    drop0.25 dropout of the fused ops
  *     q8x4+16x0 block of queries: extents + origins; the extents above are then the whole map's
  *     k20x9+8x0 block of keys, likewise
  *     hf heads-first (else heads-last)         qkv one packed projection   odd padded odd strides
@@ -37,7 +38,7 @@ typedef struct test_problem {
     natten_problem problem; /* sizes only */
     int op;                 /* -1: all */
     test_order order;
-    int rpb, lse;
+    int rpb, lse, key_bias;
     uint64_t gradients; /* the gradients wanted, of any op */
 } test_problem;
 

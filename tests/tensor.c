@@ -38,9 +38,10 @@ static void measure(tensor *t)
 int tensor_make(tensor *t, const natten_problem *problem, natten_role role, placement where)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    int is_lse = role == NATTEN_LSE || role == NATTEN_D_LSE;
+    int summed = role == NATTEN_LSE || role == NATTEN_D_LSE || role == NATTEN_KEY_BIAS ||
+                 role == NATTEN_D_KEY_BIAS;
     *t = (tensor){.role = role, .dtype = (natten_dtype)problem->dtype};
-    if (is_lse && t->dtype != NATTEN_F64)
+    if (summed && t->dtype != NATTEN_F64)
         t->dtype = NATTEN_F32;
     t->shape = role_shape(problem, role);
     t->layout = problem->layout[role];

@@ -21,13 +21,14 @@ typedef struct cutting {
 static int is_shared(natten_role role)
 {
     return role == NATTEN_D_KEY || role == NATTEN_D_VALUE || role == NATTEN_D_RPB ||
-           role == NATTEN_D_ADDITIONAL_KEY || role == NATTEN_D_ADDITIONAL_VALUE;
+           role == NATTEN_D_ADDITIONAL_KEY || role == NATTEN_D_ADDITIONAL_VALUE ||
+           role == NATTEN_D_KEY_BIAS;
 }
 
 static int is_of_keys(natten_role role)
 {
-    return role == NATTEN_KEY || role == NATTEN_VALUE || role == NATTEN_D_KEY ||
-           role == NATTEN_D_VALUE;
+    return role == NATTEN_KEY || role == NATTEN_VALUE || role == NATTEN_KEY_BIAS ||
+           role == NATTEN_D_KEY || role == NATTEN_D_VALUE || role == NATTEN_D_KEY_BIAS;
 }
 
 static int has_axes(natten_role role)
@@ -83,7 +84,7 @@ static void run_block(cutting *c, const natten_problem *block)
 {
     tensor parts[NATTEN_ROLES] = {0};
     natten_problem problem = *block, packed = *block;
-    natten_run run = {.threads = 2};
+    natten_run run = {.threads = 2, .seed = TRIAL_SEED, .offset = TRIAL_OFFSET};
     natten_problem_pack(&packed, NATTEN_HEADS_LAST);
     for (int role = 0; role < NATTEN_ROLES; role++) {
         if (!(problem.roles >> role & 1))
@@ -167,6 +168,8 @@ int main(void)
         "b1h4d16_17x22_w3x6_d2x3_c01_hk2_dv24_lse",
         "b1h2d8_9x10x11_w3x4x5_s1x2x1_lse_odd",
         "b1h2d16_20x21_w7x7_f64_lse",
+        "b2h4d16_19x20_w5x5_d2x1_hk2_add3_lse_kb_drop0.3",
+        "b2h2d8_30_w7_s2_c1_add2_lse_rpb_kb_drop0.6",
     };
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
         test_problem test;

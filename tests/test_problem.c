@@ -50,6 +50,9 @@ static const mistake mistakes[] = {
     {FIELD(head_dim), 0, "head_dim must be at least 1, got 0."},
     {FIELD(head_dim), INT64_MIN, "head_dim must be at least 1"},
     {FIELD(value_dim), -1, "value_dim must be at least 1, got -1."},
+    {FIELD(dropout), INT64_C(0x3ff8000000000000), "dropout must be between 0 and 1, got 1.5."},
+    {FIELD(dropout), INT64_C(-0x4010000000000000), "dropout must be between 0 and 1, got -1."},
+    {FIELD(dropout), INT64_C(0x7ff8000000000000), "dropout must be between 0 and 1, got nan."},
     {FIELD(additional_tokens), -1, "additional_tokens must not be negative, got -1."},
     {FIELD(additional_tokens), 5, "5 additional_tokens, but additional_key is not among"},
     {FIELD(axis[0].query_extent), -8, "query extent must be between 0 and"},
@@ -145,6 +148,15 @@ static void test_roles(void)
     expect_refusal(&p, "scale must be finite");
     p.scale = INFINITY;
     expect_refusal(&p, "scale must be finite");
+    p = good_problem(NATTEN_QK);
+    p.dropout = 0.5;
+    expect_refusal(&p, "dropout is for the fused operations only, got 0.5.");
+    p = good_problem(NATTEN_BACKWARD);
+    p.roles |= natten_bit(NATTEN_D_KEY_BIAS);
+    expect_refusal(&p, "d_key_bias is among the problem's roles, but key_bias is not.");
+    p = good_problem(NATTEN_AV);
+    p.roles |= natten_bit(NATTEN_KEY_BIAS);
+    expect_refusal(&p, "no use for key_bias");
 }
 
 static void test_blocks(void)

@@ -6,6 +6,10 @@
 
 #include "tensor.h"
 
+/* What dropout is run with. */
+#define TRIAL_SEED UINT64_C(0x9e3779b97f4a7c15)
+#define TRIAL_OFFSET UINT64_C(0xbf58476d1ce4e5b9)
+
 typedef struct trial {
     natten_problem problem;
     uint64_t outputs;                /* the set of roles the op writes */

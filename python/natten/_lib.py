@@ -31,6 +31,7 @@ HEADS_LAST, HEADS_FIRST = range(2)
     RPB,
     ADDITIONAL_KEY,
     ADDITIONAL_VALUE,
+    KEY_BIAS,
     D_QUERY,
     D_KEY,
     D_VALUE,
@@ -40,8 +41,9 @@ HEADS_LAST, HEADS_FIRST = range(2)
     D_RPB,
     D_ADDITIONAL_KEY,
     D_ADDITIONAL_VALUE,
+    D_KEY_BIAS,
     ROLES,
-) = range(19)
+) = range(21)
 
 
 # natten_call
@@ -88,6 +90,7 @@ class Problem(ctypes.Structure):
         ("value_dim", c_int64),
         ("additional_tokens", c_int64),
         ("scale", c_double),
+        ("dropout", c_double),
         ("roles", c_uint64),
         ("layout", Layout * ROLES),
     ]
@@ -103,6 +106,8 @@ class Run(ctypes.Structure):
         ("threads", c_int64),
         ("parallel", c_void_p),
         ("pool", c_void_p),
+        ("seed", c_uint64),
+        ("offset", c_uint64),
     ]
 
 

@@ -61,7 +61,8 @@ static inline size_t na_dtype_size(natten_dtype dtype)
 
 static inline natten_dtype na_role_dtype(const natten_problem *problem, natten_role role)
 {
-    int sums = role == NATTEN_LSE || role == NATTEN_D_LSE;
+    int sums = role == NATTEN_LSE || role == NATTEN_D_LSE || role == NATTEN_KEY_BIAS ||
+               role == NATTEN_D_KEY_BIAS;
     return sums && problem->dtype != NATTEN_F64 ? NATTEN_F32 : (natten_dtype)problem->dtype;
 }
 

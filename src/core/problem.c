@@ -54,6 +54,10 @@ static natten_status check_sizes(const natten_problem *p)
         return BAD("additional_tokens must not be negative, got %" D ".", p->additional_tokens);
     if (!isfinite(p->scale))
         return BAD("scale must be finite, got %g.", p->scale);
+    if (!(p->dropout >= 0 && p->dropout <= 1))
+        return BAD("dropout must be between 0 and 1, got %g.", p->dropout);
+    if (p->dropout > 0 && p->op != NATTEN_FORWARD && p->op != NATTEN_BACKWARD)
+        return BAD("dropout is for the fused operations only, got %g.", p->dropout);
     const int64_t sizes[] = {p->batch, p->heads, p->head_dim, p->value_dim, p->additional_tokens};
     const char *const names[] = {"batch", "heads", "head_dim", "value_dim", "additional_tokens"};
     for (int i = 0; i < 5; i++)
@@ -157,6 +161,8 @@ static natten_status check_roles(const natten_problem *p)
     }
     if (na_has(p, NATTEN_D_RPB) && p->op == NATTEN_BACKWARD && !na_has(p, NATTEN_RPB))
         return BAD("d_rpb is among the problem's roles, but rpb is not.");
+    if (na_has(p, NATTEN_D_KEY_BIAS) && !na_has(p, NATTEN_KEY_BIAS))
+        return BAD("d_key_bias is among the problem's roles, but key_bias is not.");
     return NATTEN_OK;
 }
 

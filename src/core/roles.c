@@ -12,17 +12,19 @@
 const na_op_roles na_roles_of[NATTEN_OPS] = {
     [NATTEN_FORWARD] = {.needs = BIT(QUERY) | BIT(KEY) | BIT(VALUE) | BIT(OUT),
                         .writes = BIT(OUT) | BIT(LSE),
-                        .may = BIT(RPB) | BIT(ADDITIONAL_KEY) | BIT(ADDITIONAL_VALUE) | BIT(LSE)},
+                        .may = BIT(RPB) | BIT(KEY_BIAS) | BIT(ADDITIONAL_KEY) |
+                               BIT(ADDITIONAL_VALUE) | BIT(LSE)},
     [NATTEN_BACKWARD] = {.needs =
                              BIT(QUERY) | BIT(KEY) | BIT(VALUE) | BIT(OUT) | BIT(LSE) | BIT(D_OUT),
                          .writes = BIT(D_QUERY) | BIT(D_KEY) | BIT(D_VALUE) | BIT(D_RPB) |
-                                   BIT(D_ADDITIONAL_KEY) | BIT(D_ADDITIONAL_VALUE),
+                                   BIT(D_ADDITIONAL_KEY) | BIT(D_ADDITIONAL_VALUE) |
+                                   BIT(D_KEY_BIAS),
                          .usual = BIT(D_QUERY) | BIT(D_KEY) | BIT(D_VALUE),
-                         .may =
-                             BIT(RPB) | BIT(ADDITIONAL_KEY) | BIT(ADDITIONAL_VALUE) | BIT(D_LSE)},
+                         .may = BIT(RPB) | BIT(KEY_BIAS) | BIT(ADDITIONAL_KEY) |
+                                BIT(ADDITIONAL_VALUE) | BIT(D_LSE)},
     [NATTEN_QK] = {.needs = BIT(QUERY) | BIT(KEY) | BIT(ATTN),
                    .writes = BIT(ATTN),
-                   .may = BIT(RPB) | BIT(ADDITIONAL_KEY)},
+                   .may = BIT(RPB) | BIT(KEY_BIAS) | BIT(ADDITIONAL_KEY)},
     [NATTEN_QK_BACKWARD] = {.needs = BIT(QUERY) | BIT(KEY) | BIT(D_ATTN),
                             .writes =
                                 BIT(D_QUERY) | BIT(D_KEY) | BIT(D_RPB) | BIT(D_ADDITIONAL_KEY),
@@ -46,6 +48,7 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "rpb",
                                                 "additional_key",
                                                 "additional_value",
+                                                "key_bias",
                                                 "d_query",
                                                 "d_key",
                                                 "d_value",
@@ -54,7 +57,8 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "d_attn",
                                                 "d_rpb",
                                                 "d_additional_key",
-                                                "d_additional_value"};
+                                                "d_additional_value",
+                                                "d_key_bias"};
 
 const char *na_role_name(natten_role role) { return names[role]; }
 
@@ -94,9 +98,9 @@ na_shape na_role_shape(const natten_problem *problem, natten_role role)
         return shape;
     }
     int64_t window = 1;
+    int keys = role == NATTEN_KEY || role == NATTEN_VALUE || role == NATTEN_KEY_BIAS;
     for (int i = 0; i < p->rank; i++) {
         const natten_axis *axis = &p->axis[i];
-        int keys = role == NATTEN_KEY || role == NATTEN_VALUE;
         shape.extent[i] = role == NATTEN_RPB ? product(2, axis->window) - 1
                           : keys             ? either(axis->key_extent, axis->query_extent)
                                              : axis->query_extent;
@@ -104,7 +108,7 @@ na_shape na_role_shape(const natten_problem *problem, natten_role role)
     }
     if (role == NATTEN_RPB)
         shape.batch = 1;
-    if (role == NATTEN_KEY || role == NATTEN_VALUE)
+    if (keys)
         shape.heads = kv_heads;
     if (role == NATTEN_QUERY || role == NATTEN_KEY)
         shape.channels = p->head_dim;

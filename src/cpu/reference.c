@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dropout.h"
 #include "core/half.h"
 #include "core/kernel.h"
 #include "core/problem.h"
@@ -12,6 +13,7 @@
 typedef struct work {
     const natten_problem *problem;
     void *const *data;
+    uint64_t seed, offset;
     double *sums[NATTEN_ROLES]; /* gradients many queries add to, contiguous */
     double *weights;            /* a number for each slot of the query at hand */
     double *line;               /* and for each of its value's channels */
@@ -26,6 +28,7 @@ typedef enum slot_kind { WINDOW_KEY, FORBIDDEN, ADDITIONAL } slot_kind;
 
 typedef struct slot {
     slot_kind kind;
+    int index;
     place key;  /* of the key and value: among the block's keys, or among the additional tokens */
     place bias; /* entry of the bias */
 } slot;
@@ -121,7 +124,7 @@ static double dot(const work *w, natten_role a, place at_a, natten_role b, place
 static slot slot_of(const work *w, place query, int64_t index)
 {
     const natten_problem *p = w->problem;
-    slot s = {WINDOW_KEY, query, query};
+    slot s = {WINDOW_KEY, (int)index, query, query};
     s.key.head = query.head / (p->heads / p->kv_heads);
     s.bias.batch = 0;
     int64_t window = na_window_size(p);
@@ -163,7 +166,24 @@ static double logit(const work *w, place query, slot s)
     double logit = product * w->problem->scale;
     if (s.kind == WINDOW_KEY && na_has(w->problem, NATTEN_RPB))
         logit += load(w, NATTEN_RPB, s.bias, 0);
+    if (s.kind == WINDOW_KEY && na_has(w->problem, NATTEN_KEY_BIAS))
+        logit += load(w, NATTEN_KEY_BIAS, s.key, 0);
     return logit;
+}
+
+/* What dropout multiplies a weight by. */
+static double dropout(const work *w, place query, slot s)
+{
+    const natten_axis *axis = w->problem->axis;
+    int threshold = na_dropout_threshold(w->problem->dropout);
+    if (!threshold)
+        return 1;
+    na_words row = na_dropout_row(w->seed, w->offset, (int)query.batch, (int)query.head,
+                                  (int)(axis[0].query_origin + query.at[0]),
+                                  (int)(axis[1].query_origin + query.at[1]));
+    int x = (int)(axis[2].query_origin + query.at[2]);
+    int kept = (int)na_dropout_number(row, x, s.index) >= threshold;
+    return kept ? na_dropout_factor(threshold) : 0;
 }
 
 /* d_out . value */
@@ -186,7 +206,7 @@ static void gather_values(const work *w, place query, int64_t slots)
         store(w, NATTEN_OUT, query, c, w->line[c]);
 }
 
-/* What the gradient of one logit adds to query, key and bias. */
+/* What the gradient of one logit adds to query, key and biases. */
 static void spread_logit(const work *w, place query, slot s, double gradient)
 {
     natten_role d_key = s.kind == ADDITIONAL ? NATTEN_D_ADDITIONAL_KEY : NATTEN_D_KEY;
@@ -196,6 +216,8 @@ static void spread_logit(const work *w, place query, slot s, double gradient)
     add_line(w, sums_of(w, d_key, s.key), scaled, NATTEN_QUERY, query, channels);
     if (s.kind == WINDOW_KEY && w->sums[NATTEN_D_RPB])
         *sums_of(w, NATTEN_D_RPB, s.bias) += gradient;
+    if (s.kind == WINDOW_KEY && w->sums[NATTEN_D_KEY_BIAS])
+        *sums_of(w, NATTEN_D_KEY_BIAS, s.key) += gradient;
 }
 
 /* What one weight sends back to its value. */
@@ -214,16 +236,18 @@ static void forward(const work *w, place query, int64_t slots)
         w->weights[i] = s.kind == FORBIDDEN ? -INFINITY : logit(w, query, s);
         highest = fmax(highest, w->weights[i]);
     }
+    double base = highest == -INFINITY ? 0 : highest; /* all keys may be masked */
     for (int64_t i = 0; i < slots; i++)
-        sum += w->weights[i] = exp(w->weights[i] - highest);
-    for (int64_t i = 0; i < slots; i++)
-        w->weights[i] /= sum;
+        sum += w->weights[i] = exp(w->weights[i] - base);
+    for (int64_t i = 0; i < slots && sum != 0; i++)
+        w->weights[i] *= dropout(w, query, slot_of(w, query, i)) / sum;
     gather_values(w, query, slots);
     if (na_has(w->problem, NATTEN_LSE))
         store(w, NATTEN_LSE, query, 0, highest + log(sum));
 }
 
-/* With p the weights: d_logit = p (d_out . value - delta), delta = d_out . out - d_lse. */
+/* With p the weights and m what dropout multiplies them by: d_logit = p (m d_out . value - delta),
+ * delta = d_out . out - d_lse. */
 static void backward(const work *w, place query, int64_t slots)
 {
     double lse = load(w, NATTEN_LSE, query, 0);
@@ -233,9 +257,10 @@ static void backward(const work *w, place query, int64_t slots)
         slot s = slot_of(w, query, i);
         if (s.kind == FORBIDDEN)
             continue;
-        double weight = exp(logit(w, query, s) - lse);
-        spread_logit(w, query, s, weight * (value_product(w, query, s) - delta));
-        spread_value(w, query, s, weight);
+        double weight = lse == -INFINITY ? 0 : exp(logit(w, query, s) - lse);
+        double kept = dropout(w, query, s);
+        spread_logit(w, query, s, weight * (kept * value_product(w, query, s) - delta));
+        spread_value(w, query, s, weight * kept);
     }
 }
 
@@ -315,7 +340,7 @@ static natten_status run_reference(const natten_plan *plan, const natten_run *ru
         forward, backward, qk, qk_backward, av, av_backward};
     const natten_problem *p = &plan->problem;
     size_t slots = (size_t)(na_window_size(p) + p->additional_tokens);
-    work w = {.problem = p, .data = run->data};
+    work w = {.problem = p, .data = run->data, .seed = run->seed, .offset = run->offset};
     w.weights = malloc(slots * sizeof *w.weights);
     w.line = malloc((size_t)p->value_dim * sizeof *w.line);
     int enough = w.weights && w.line;

@@ -129,6 +129,8 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
         tokens(2 * x[0].window, 2 * x[1].window, 2 * x[2].window) > most_tokens)
         return na_refuse(plan,
                          "it counts the tokens of a map and the entries of a bias in 31 bits");
+    if (plan->problem.dropout > 0 || na_has(&plan->problem, NATTEN_KEY_BIAS))
+        return na_refuse(plan, "neither dropout nor a key bias yet");
     na_special special = special_of(plan, device, (natten_op)plan->problem.op);
     state *s = calloc(1, sizeof *s);
     if (!s)

@@ -61,6 +61,10 @@ static natten_status check_sizes(natten_plan *plan)
                          MOST_CHANNELS, (long long)p->head_dim, (long long)p->value_dim);
     if (na_has(p, NATTEN_RPB))
         return na_refuse(plan, "no relative position bias");
+    if (na_has(p, NATTEN_KEY_BIAS))
+        return na_refuse(plan, "no key bias");
+    if (p->dropout > 0)
+        return na_refuse(plan, "no dropout");
     if (!(p->scale > 0) || isinf((float)p->scale))
         return na_refuse(plan, "only positive scales, not %g", p->scale);
     for (int a = 0; a < 3; a++)

@@ -27,8 +27,8 @@ enum {
  */
 static const char letters[] = "BHGDENWq..k..b..";
 static const char *const shapes[2][NATTEN_D_QUERY] = {
-    {"BqHD", "BkGD", "BkGE", "BqHE", "BqH", "BHqW", "Hb", "BNGD", "BNGE"},
-    {"BHqD", "BGkD", "BGkE", "BHqE", "BHq", "BHqW", "Hb", "BGND", "BGNE"}};
+    {"BqHD", "BkGD", "BkGE", "BqHE", "BqH", "BHqW", "Hb", "BNGD", "BNGE", "BkG"},
+    {"BHqD", "BGkD", "BGkE", "BHqE", "BHq", "BHqW", "Hb", "BGND", "BGNE", "BGk"}};
 
 /* A size, and which role it was seen at first; -1: it comes from kernel_size. */
 typedef struct sizes {
@@ -46,6 +46,7 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "rpb",
                                                 "additional_keys",
                                                 "additional_values",
+                                                "key_bias",
                                                 "d_query",
                                                 "d_key",
                                                 "d_value",
@@ -54,7 +55,8 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "d_attn",
                                                 "d_rpb",
                                                 "d_additional_keys",
-                                                "d_additional_values"};
+                                                "d_additional_values",
+                                                "d_key_bias"};
 
 /* The parts of natten_call.window. */
 enum { KERNEL_SIZE, STRIDE, DILATION, CAUSAL, QUERY_ORIGIN, KEY_ORIGIN, GLOBAL_EXTENT, PARTS };
@@ -147,10 +149,10 @@ static natten_status learn(natten_call *call, sizes *s, int role)
     return NATTEN_OK;
 }
 
-/* The LSE is kept in the type that sums are taken in. */
+/* The LSE and biases of keys are kept in the type that sums are taken in. */
 static int64_t dtype_for(int role, int64_t dtype)
 {
-    int summed = primal(role) == NATTEN_LSE;
+    int summed = primal(role) == NATTEN_LSE || primal(role) == NATTEN_KEY_BIAS;
     return summed && dtype != NATTEN_F64 ? NATTEN_F32 : dtype;
 }
 
@@ -405,8 +407,8 @@ natten_status natten_call_repeat(const natten_call *call, void *const *addresses
 int natten_call_must_copy(const natten_tensor *tensor, int64_t role)
 {
     natten_role whole = primal((int)role);
-    if (whole == NATTEN_LSE || whole == NATTEN_RPB || tensor->dims < 1 ||
-        tensor->dims > NATTEN_TENSOR_DIMS)
+    if (whole == NATTEN_LSE || whole == NATTEN_RPB || whole == NATTEN_KEY_BIAS ||
+        tensor->dims < 1 || tensor->dims > NATTEN_TENSOR_DIMS)
         return 0;
     int last = (int)tensor->dims - 1;
     return tensor->size[last] > 1 && tensor->stride[last] != 1;

@@ -78,8 +78,9 @@ static void run_plan(const natten_plan *plan, const natten_problem *problem)
     }
     /* A lse of halves is in floats; its offsets are then larger than reckoned above. */
     int is_half = p.dtype == NATTEN_F16 || p.dtype == NATTEN_BF16;
-    uint64_t lse = natten_bit(NATTEN_LSE) | natten_bit(NATTEN_D_LSE);
-    if (possible && work < 1e5 && !(is_half && (p.roles & lse)))
+    uint64_t floats = natten_bit(NATTEN_LSE) | natten_bit(NATTEN_D_LSE) |
+                      natten_bit(NATTEN_KEY_BIAS) | natten_bit(NATTEN_D_KEY_BIAS);
+    if (possible && work < 1e5 && !(is_half && (p.roles & floats)))
         natten_plan_run(plan, &run);
     for (int role = 0; role < NATTEN_ROLES; role++)
         free(blocks[role]);
@@ -108,7 +109,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             natten_problem_pack(&p, (natten_order)(data[i + 1] & 1));
             memcpy((int64_t *)p.layout + (data[i] - 128) % strides, &value, sizeof value);
         } else if (data[i] % fields == offsetof(natten_problem, roles) / sizeof(int64_t)) {
-            p.roles ^= (uint64_t)1 << data[i + 1] % 20;
+            p.roles ^= (uint64_t)1 << data[i + 1] % 22;
+        } else if (data[i] % fields == offsetof(natten_problem, dropout) / sizeof(int64_t)) {
+            p.dropout = (double)value / 16;
         } else if (data[i] % fields != offsetof(natten_problem, scale) / sizeof(int64_t)) {
             memcpy((int64_t *)&p + data[i] % fields, &value, sizeof value);
         }
