@@ -123,10 +123,6 @@ class QK(_Op):
 # fused
 
 
-# The op without the call in between.
-_na = getattr(_ops.na, "_op", _ops.na)
-
-
 def _first(tensor: Optional) -> Optional:
     """Heads-last to heads-first, of tokens."""
     return None if tensor is None else tensor.movedim(-2, 1)
@@ -201,7 +197,7 @@ class Fused(_Op):
         scale: float,
     ) -> Any:
         tensors = (query, key, value, bias, additional_keys, additional_values)
-        out, lse = _na(*tensors, window, scale)
+        out, lse = _ops.na_eagerly(*tensors, window, scale)
         ctx.save_for_backward(*tensors, out, lse)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(*tensors, out, lse)
@@ -303,6 +299,7 @@ for _name, _class in (("na", Fused), ("qk", QK), ("av", AV)):
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
+_fast_fused = Fused.apply_fast
 
 
 def _refuse_nested_forward() -> None:
@@ -355,7 +352,7 @@ def _call(
         if dual or (
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         ):
-            return cls.fast.apply(*tensors, *numbers)
+            return cls.apply_fast(*tensors, *numbers)
         traced = op
     return traced(*tensors, numbers[0], numbers[1] if len(numbers) > 1 else 1.0)
 
@@ -371,7 +368,8 @@ def fused(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Fused attention of heads-last tensors: (out, lse)."""
-    if not (torch.compiler.is_compiling() or _functorch_active() or _is_tracing()):
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or _functorch_active() or _is_tracing()):
         # The roads of _call for plain calls, which are to cost little.
         if forward_ad._current_level >= 0 or (
             torch.is_grad_enabled()
@@ -384,17 +382,17 @@ def fused(
                 or (additional_values is not None and additional_values.requires_grad)
             )
         ):
-            return Fused.fast.apply(  # type: ignore[no-any-return]
+            return _fast_fused(  # type: ignore[no-any-return]
                 query, key, value, bias, additional_keys, additional_values, window, scale
             )
-        return _na(  # type: ignore[no-any-return]
+        return _ops.na_eagerly(  # type: ignore[no-any-return]
             query, key, value, bias, additional_keys, additional_values, window, scale
         )
-    if torch.compiler.is_compiling():
+    if compiling:
         _keep_whole()
     tensors = (query, key, value, bias, additional_keys, additional_values)
     result: tuple[Tensor, Tensor] = _call(
-        Fused, _full_fused, _ops.na, _ops.na_traced, tensors, (window, scale)
+        Fused, _full_fused, _ops.na_eagerly, _ops.na_traced, tensors, (window, scale)
     )
     return result
 
@@ -411,7 +409,7 @@ def qk(
     if torch.compiler.is_compiling():
         _keep_whole()
     tensors = (query, key, bias, additional_keys)
-    result: Tensor = _call(QK, _full_qk, _ops.qk, _ops.qk_traced, tensors, (window, scale))
+    result: Tensor = _call(QK, _full_qk, _ops.qk_eagerly, _ops.qk_traced, tensors, (window, scale))
     return result
 
 
@@ -420,5 +418,5 @@ def av(attn: Tensor, value: Tensor, additional_values: Optional, window: Window)
     if torch.compiler.is_compiling():
         _keep_whole()
     tensors = (attn, value, additional_values)
-    result: Tensor = _call(AV, _full_av, _ops.av, _ops.av_traced, tensors, (window,))
+    result: Tensor = _call(AV, _full_av, _ops.av_eagerly, _ops.av_traced, tensors, (window,))
     return result

@@ -28,6 +28,8 @@ from . import _ops
 from ._call import Window, is_block, parts, rank_of
 
 _functorch_active = torch._C._are_functorch_transforms_active
+# A tensor that outlived the transform it was made in still is a wrapper.
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 Optional = Tensor | None
 
@@ -88,11 +90,12 @@ class _Op(Function):
     output_heads: tuple[Any, ...]
     sums_over_batch = False
     fast: Any
+    apply_fast: Any
 
 
 def _finish(cls: Any) -> Any:
     """Adds the mapping rule, and `cls.fast`: the same Function with its context set up in forward,
-    which costs a fifth and is what plain calls use."""
+    which costs a fifth and is what plain calls use, by `cls.apply_fast`."""
 
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         return _vmap(cls, info, in_dims, *arguments)
@@ -109,12 +112,21 @@ def _finish(cls: Any) -> Any:
     cls.fast = type(
         f"{cls.__name__}Fast", (Function,), {k: staticmethod(v) for k, v in methods.items()}
     )
+    # Function.apply looks at every argument in Python; only this of what it does concerns us here.
+    apply_in_c: Any = super(Function, cls.fast).apply
+    count = sum(at is not None for at in cls.heads)
+
+    def apply_fast(*arguments: Any) -> Any:
+        tensors = [None if t is None else _unwrap_if_dead(t) for t in arguments[:count]]
+        return apply_in_c(*tensors, *arguments[count:])
+
+    cls.apply_fast = staticmethod(apply_fast)
     return cls
 
 
 def apply(cls: Any, *arguments: Any) -> Any:
     """Applies a Function by the cheapest road that is right here."""
-    return cls.apply(*arguments) if _functorch_active() else cls.fast.apply(*arguments)
+    return cls.apply(*arguments) if _functorch_active() else cls.apply_fast(*arguments)
 
 
 def _save(ctx: Any, *tensors: Optional) -> None:

@@ -147,10 +147,10 @@ class Call:
         status = _lib.library.natten_call_bind(call)
         if status:
             raise from_status(status, call.text.decode())
-        # What _repeat wants: addresses in the order of the roles, as bytes.
         roles = (*op.inputs, *op.outputs)
         present = [i for i, role in enumerate(roles) if call.problem.roles >> role & 1]
-        self._order = sorted(present, key=roles.__getitem__)
+        #: Which of the op's inputs and outputs there are, in the order that run wants.
+        self.order = sorted(present, key=roles.__getitem__)
         self._pack = struct.Struct(f"{len(present)}P").pack
         self._place = ctypes.addressof(call)
 
@@ -177,10 +177,10 @@ class Call:
     def run(
         self, addresses: Sequence[int], threads: int = 0, workspace: int = 0, stream: int = 0
     ) -> None:
-        """Computes. There is an address for each input, then for each output of the op; those of
-        tensors that are not there are not looked at."""
-        ordered = self._pack(*[addresses[i] for i in self._order])
-        _check(_repeat(self._place, ordered, threads, workspace, stream))
+        """Computes, with the addresses of the tensors that `order` lists."""
+        status = _repeat(self._place, self._pack(*addresses), threads, workspace, stream)
+        if status:
+            _check(status)
 
 
 _repeat = _lib.library.natten_call_repeat

@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import _attention, _errors, _lib
 from ._knobs import check_knobs
 from ._nested import over_items
-from ._window import Bools, Ints, window
+from ._window import Bools, Ints, Origins, window
 
 Optional = Tensor | None
 
@@ -120,7 +120,8 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
 def scale_of(scale: float | None, query: Tensor) -> float:
     """The factor of query . key."""
     if scale is None:
-        return query.shape[-1] ** -0.5 if query.shape[-1] else 1.0
+        channels = query.shape[-1]
+        return channels**-0.5 if channels else 1.0
     if isinstance(scale, (float, int)) and not isinstance(scale, bool):
         return float(scale)
     if isinstance(scale, (torch.SymFloat, torch.SymInt)):
@@ -142,7 +143,7 @@ def fused(
     additional_values: Optional,
     stride: Ints,
     return_lse: bool,
-    origins: tuple[Ints | None, Ints | None, Ints | None],
+    origins: Origins,
     knobs: dict[str, Any],
 ) -> Any:
     if knobs:
@@ -153,9 +154,7 @@ def fused(
         )
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, key.shape[1 : 1 + rank]
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 1)
     tensors = (query, key, value, rpb, additional_keys, additional_values)
     out, lse = _attention.fused(*tensors, shape, scale_of(scale, query))
     return (out, lse) if return_lse else out
@@ -171,7 +170,7 @@ def qk(
     is_causal: Bools | None,
     rpb: Optional,
     stride: Ints,
-    origins: tuple[Ints | None, Ints | None, Ints | None],
+    origins: Origins,
     knobs: dict[str, Any],
 ) -> Tensor:
     if knobs:
@@ -180,9 +179,7 @@ def qk(
         query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, key.shape[2 : 2 + rank]
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 2)
     return _attention.qk(query, key, rpb, additional_keys, shape)
 
 
@@ -195,7 +192,7 @@ def av(
     additional_values: Optional,
     is_causal: Bools | None,
     stride: Ints,
-    origins: tuple[Ints | None, Ints | None, Ints | None],
+    origins: Origins,
     knobs: dict[str, Any],
 ) -> Tensor:
     if knobs:
@@ -204,7 +201,5 @@ def av(
         attn, value, additional_values = _autocast(attn, value, additional_values)
     if attn.dtype != value.dtype and attn.is_floating_point() and value.is_floating_point():
         attn = attn.to(value.dtype)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, value.shape[2 : 2 + rank]
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, value, 2)
     return _attention.av(attn, value, additional_values, shape)

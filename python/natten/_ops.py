@@ -101,8 +101,9 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
         if copies:
             pairs = zip(tensors, copies, strict=True)
             tensors = tuple([t.contiguous() if copy else t for t, copy in pairs])
-        outputs = [make() for make in makers]
-        addresses = [0 if t is None else t.data_ptr() for t in (*tensors, *outputs)]
+        outputs = tuple([make() for make in makers])
+        everything = tensors + outputs
+        addresses = [everything[i].data_ptr() for i in call.order]
         like = tensors[0]
         if like.is_cuda:
             workspace = like.new_empty(call.plan(), dtype=torch.uint8)
@@ -110,7 +111,7 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
             call.run(addresses, 0, workspace.data_ptr(), stream)
         else:
             call.run(addresses, torch.get_num_threads())
-        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+        return outputs if len(outputs) > 1 else outputs[0]
 
     return kernel
 
@@ -196,6 +197,8 @@ def _tags() -> tuple[torch.Tag, ...]:
 
 TRACED = {op.name: f"{op.name}_traced" for op in (_call.NA, _call.QK, _call.AV)}
 
+_python_kernels: dict[str, Callable[..., Any]] = {}
+
 # Alive as long as the ops are to be.
 _definitions = torch.library.Library("natten", "FRAGMENT")
 
@@ -227,8 +230,9 @@ def _register() -> str:
     reason = _register_native()
     for name, op in ops.items():
         if reason:
+            _python_kernels[name] = kernel = _python_kernel(op)
             for key in ("CPU", "CUDA"):
-                _definitions.impl(name, _python_kernel(op), key)
+                _definitions.impl(name, kernel, key)
         torch.library.register_fake(f"natten::{name}", _fake_kernel(op), lib=_definitions)
     return reason
 
@@ -245,3 +249,33 @@ av_backward = torch.ops.natten.av_backward.default
 na_traced = torch.ops.natten.na_traced.default
 qk_traced = torch.ops.natten.qk_traced.default
 av_traced = torch.ops.natten.av_traced.default
+
+_dispatch_keys = torch._C._dispatch_keys
+_modes = torch._C._len_torch_dispatch_stack
+_profiling = torch._C._autograd._profiler_enabled
+_PLAIN = _dispatch_keys(torch.empty(0, device="cpu"))
+
+
+def _eagerly(name: str) -> Callable[..., Any]:
+    """What plain calls use: the op without torch's Python around it. A kernel that is Python itself
+    is called without the dispatcher where nobody who listens to that could tell: for CPU tensors
+    that are nothing else, outside of modes and profilers."""
+    through: Callable[..., Any] = getattr(torch.ops.natten, name).default
+    through = getattr(through, "_op", through)
+    kernel = _python_kernels.get(name)
+    if kernel is None:
+        return through
+    count = len(next(op.inputs for op in _call.OPS if op.name == name))
+
+    def call(*arguments: Any) -> Any:
+        if _modes() or _profiling():
+            return through(*arguments)
+        for tensor in arguments[:count]:
+            if tensor is not None and _dispatch_keys(tensor) != _PLAIN:
+                return through(*arguments)
+        return kernel(*arguments)
+
+    return call
+
+
+na_eagerly, qk_eagerly, av_eagerly = map(_eagerly, ("na", "qk", "av"))

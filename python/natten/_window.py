@@ -12,6 +12,8 @@ from ._errors import NattenError, NattenTypeError
 
 Ints = int | Sequence[int]
 Bools = bool | Sequence[bool]
+# query_origin, key_origin, global_extent
+Origins = tuple[Ints | None, Ints | None, Ints | None]
 
 _ORDER = (
     "The positional order is that of NATTEN 0.17: query, key, value, kernel_size, dilation, "
@@ -73,28 +75,29 @@ def window(
     stride: Ints,
     dilation: Ints | None,
     is_causal: Bools | None,
-    query_origin: Ints | None = None,
-    key_origin: Ints | None = None,
-    global_extent: Ints | None = None,
-    key_extents: Sequence[int] = (),
+    origins: Origins = (None, None, None),
+    key: Any = None,
+    first: int = 1,
 ) -> Window:
-    """All of them."""
+    """All of them. The map's axes are those of `key` from `first` on."""
+    query_origin, key_origin, global_extent = origins
+    whole = query_origin is key_origin is global_extent is None
     if (
-        type(kernel_size) is int
+        whole
+        and type(kernel_size) is int
         and type(dilation) is int
         and type(stride) is int
         and is_causal is False
-        and query_origin is key_origin is global_extent is None
     ):
         return (kernel_size,) * rank + (stride,) * rank + (dilation,) * rank + (0,) * rank
     block: tuple[int, ...] = ()
-    if query_origin is not None or key_origin is not None or global_extent is not None:
+    if not whole:
         block = (
             *ints("query_origin", 0 if query_origin is None else query_origin, rank),
             *ints("key_origin", 0 if key_origin is None else key_origin, rank),
             *ints(
                 "global_extent",
-                tuple(key_extents) if global_extent is None else global_extent,
+                tuple(key.shape[first : first + rank]) if global_extent is None else global_extent,
                 rank,
             ),
         )

@@ -83,7 +83,8 @@ def _compute(
         np.empty(call.shape(role), np.dtype(_NAMES[call.dtype(role)])) if call.wants(role) else None
         for role in op.outputs
     ]
-    call.run([0 if a is None else a.ctypes.data for a in (*usable, *results)])
+    everything: list[Any] = [*usable, *results]
+    call.run([everything[i].ctypes.data for i in call.order])
     return tuple(results)
 
 
@@ -96,9 +97,9 @@ def _rank_error(name: str, array: Any, rank: int) -> None:
         )
 
 
-def _extents(array: Array, rank: int, order: Order) -> tuple[int, ...]:
-    first = 1 if order == "heads_last" else 2
-    return tuple(array.shape[first : first + rank])
+def _first(order: Order) -> int:
+    """Where the axes of the map begin."""
+    return 1 if order == "heads_last" else 2
 
 
 def _scale(scale: float | None, query: Array) -> float:
@@ -157,9 +158,7 @@ def _na(
     _rank_error("query", query, rank)
     _rank_error("key", key, rank)
     origins = (query_origin, key_origin, global_extent)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, _extents(key, rank, order)
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
     arrays = (query, key, value, rpb, additional_keys, additional_values)
     out, lse = _compute(_call.NA, order, arrays, shape, _scale(scale, query))
     return (out, lse) if return_lse else out
@@ -196,9 +195,7 @@ def _na_backward(
     _rank_error("query", query, rank)
     _rank_error("key", key, rank)
     origins = (query_origin, key_origin, global_extent)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, _extents(key, rank, order)
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
     inputs = (query, key, value, rpb, additional_keys, additional_values)
     arrays = (d_out, d_lse, *inputs, out, lse)
     wanted = tuple(array is not None for array in inputs)
@@ -229,9 +226,7 @@ def _na_qk(
     _rank_error("query", query, rank)
     _rank_error("key", key, rank)
     origins = (query_origin, key_origin, global_extent)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, _extents(key, rank, order)
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
     return _compute(_call.QK, order, (query, key, rpb, additional_keys), shape, 1.0)[0]
 
 
@@ -260,9 +255,7 @@ def _na_qk_backward(
     _rank_error("query", query, rank)
     _rank_error("key", key, rank)
     origins = (query_origin, key_origin, global_extent)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, _extents(key, rank, order)
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
     arrays = (d_attn, query, key, additional_keys)
     wanted = (True, True, with_rpb, additional_keys is not None)
     return _compute(_call.QK_BACKWARD, order, arrays, shape, 1.0, wanted)
@@ -290,9 +283,7 @@ def _na_av(
     """
     _rank_error("value", value, rank)
     origins = (query_origin, key_origin, global_extent)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, _extents(value, rank, order)
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, value, _first(order))
     return _compute(_call.AV, order, (attn, value, additional_values), shape, 1.0)[0]
 
 
@@ -319,9 +310,7 @@ def _na_av_backward(
     """
     _rank_error("value", value, rank)
     origins = (query_origin, key_origin, global_extent)
-    shape = window(
-        rank, kernel_size, stride, dilation, is_causal, *origins, _extents(value, rank, order)
-    )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, value, _first(order))
     arrays = (d_out, attn, value, additional_values)
     wanted = (True, True, additional_values is not None)
     return _compute(_call.AV_BACKWARD, order, arrays, shape, 1.0, wanted)

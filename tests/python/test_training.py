@@ -138,3 +138,28 @@ def test_profiler_shows_the_operator() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         F.na2d(x, x, x, 3)
     assert "natten::na" in {event.key for event in profile.key_averages()}
+
+
+def test_views_that_the_dispatcher_resolves() -> None:
+    """Plain calls of Python kernels pass the dispatcher by, but not with tensors like these."""
+    negative = torch.randn(1, 6, 2, 8, dtype=torch.complex64).conj().imag
+    assert negative.is_neg()
+    ours = F.na1d(negative, negative, negative, 3)
+    resolved = negative.resolve_neg()
+    torch.testing.assert_close(ours, F.na1d(resolved, resolved, resolved, 3))
+    zero = torch._efficientzerotensor((1, 6, 2, 8))
+    assert not F.na1d(resolved, resolved, zero, 3).any()
+    x = torch.randn(1, 6, 2, 8)
+    kept: list[Tensor] = []
+
+    def leaky(t: Tensor) -> Tensor:
+        kept.append(t * 2)
+        return t.sum()
+
+    leaf = x.clone().requires_grad_()
+    torch.func.grad(leaky)(leaf)
+    out = F.na1d(kept[0], kept[0], kept[0], 3)
+    (grad,) = torch.autograd.grad(out.square().sum(), leaf)
+    twice = 2 * leaf
+    (wanted,) = torch.autograd.grad(F.na1d(twice, twice, twice, 3).square().sum(), leaf)
+    torch.testing.assert_close(grad, wanted)
