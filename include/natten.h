@@ -261,6 +261,14 @@ NATTEN_API natten_status natten_plan_run(const natten_plan *plan, const natten_r
  * problem's bytes. What front ends use. */
 NATTEN_API natten_status natten_compute(const natten_problem *problem, const natten_run *run);
 
+/* natten_compute of several problems that do not read what another writes: sequences or maps of
+ * different sizes, say. All are planned and checked before anything is written; only where memory
+ * then runs out while one runs, others have been written. On a CPU the small ones run side by side,
+ * on the threads that runs[0] says. If one fails and `failed` is not NULL, *failed is its number.
+ */
+NATTEN_API natten_status natten_compute_all(const natten_problem *problems, const natten_run *runs,
+                                            size_t count, size_t *failed);
+
 /* natten_plan_workspace of the plan that natten_compute would use. */
 NATTEN_API natten_status natten_workspace(const natten_problem *problem, size_t *bytes);
 

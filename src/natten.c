@@ -2,6 +2,7 @@
  * The public functions: walk the list of kernels, keep the reasons, make plans and run them. */
 #include "natten.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "core/env.h"
 #include "core/kernel.h"
 #include "core/problem.h"
+#include "cpu/threads.h"
 #include "cuda/cache.h"
 #include "cuda/device.h"
 #include "table.h"
@@ -133,6 +135,101 @@ natten_status natten_compute(const natten_problem *problem, const natten_run *ru
         return status;
     status = natten_plan_run(entry->plan, run);
     na_table_give(entry);
+    return status;
+}
+
+/* Several problems; those that are large beside the sum of all run one after another on all
+ * threads, the others side by side on one each. */
+typedef struct several {
+    const natten_run *runs;
+    na_entry **entries;
+    size_t count;
+    double large; /* pairs of a query and a key that make a problem a large one */
+    atomic_size_t next;
+    atomic_int status; /* of the first that failed, and its number and text */
+    size_t failed;
+    char text[1024];
+} several;
+
+static double pairs(const natten_problem *padded)
+{
+    double count = (double)padded->batch * (double)padded->heads;
+    for (int i = 0; i < 3; i++)
+        count *= (double)padded->axis[i].query_extent * (double)padded->axis[i].window;
+    return count;
+}
+
+static int is_large(const several *s, size_t i)
+{
+    const natten_problem *padded = &s->entries[i]->plan->problem;
+    return padded->device != NATTEN_CPU || pairs(padded) > s->large;
+}
+
+static void note(several *s, size_t i, natten_status status)
+{
+    int none = NATTEN_OK;
+    if (status == NATTEN_OK || !atomic_compare_exchange_strong(&s->status, &none, (int)status))
+        return;
+    s->failed = i;
+    snprintf(s->text, sizeof s->text, "%s", natten_last_error());
+}
+
+static void run_small(void *context, int64_t worker)
+{
+    several *s = context;
+    (void)worker;
+    for (size_t i; (i = atomic_fetch_add(&s->next, 1)) < s->count;) {
+        if (is_large(s, i) || atomic_load(&s->status) != NATTEN_OK)
+            continue;
+        natten_run run = s->runs[i];
+        run.threads = 1;
+        note(s, i, s->entries[i]->plan->run(s->entries[i]->plan, &run));
+    }
+}
+
+static natten_status run_all(several *s)
+{
+    double sum = 0;
+    for (size_t i = 0; i < s->count; i++)
+        sum += pairs(&s->entries[i]->plan->problem);
+    int64_t small = 0, workers = na_workers(&s->runs[0], INT64_MAX);
+    s->large = workers > 1 ? sum / (4 * (double)workers) : sum;
+    for (size_t i = 0; i < s->count && s->status == NATTEN_OK; i++)
+        if (is_large(s, i))
+            note(s, i, s->entries[i]->plan->run(s->entries[i]->plan, &s->runs[i]));
+        else
+            small++;
+    if (small)
+        na_parallel(&s->runs[0], na_workers(&s->runs[0], small), run_small, s);
+    return s->status == NATTEN_OK ? NATTEN_OK : na_fail((natten_status)s->status, "%s", s->text);
+}
+
+natten_status natten_compute_all(const natten_problem *problems, const natten_run *runs,
+                                 size_t count, size_t *failed)
+{
+    several s = {.runs = runs, .count = count};
+    natten_status status = NATTEN_OK;
+    if (count == 0)
+        return NATTEN_OK;
+    if (!problems || !runs)
+        return na_fail(NATTEN_ERROR_ARGUMENT,
+                       "natten_compute_all needs problems and runs, got NULL.");
+    s.entries = calloc(count, sizeof *s.entries);
+    if (!s.entries)
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory for %zu plans.", count);
+    for (size_t i = 0; status == NATTEN_OK && i < count; i++) {
+        s.failed = i;
+        status = na_table_take(&problems[i], &s.entries[i]);
+        if (status == NATTEN_OK)
+            status = na_run_check(&s.entries[i]->plan->problem, &runs[i]);
+    }
+    if (status == NATTEN_OK)
+        status = run_all(&s);
+    if (status != NATTEN_OK && failed)
+        *failed = s.failed;
+    for (size_t i = 0; i < count; i++)
+        na_table_give(s.entries[i]);
+    free(s.entries);
     return status;
 }
 

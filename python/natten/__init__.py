@@ -28,6 +28,7 @@ _HOMES = {
         "na2d",
         "na3d",
         "neighborhood_attention_generic",
+        "neighborhood_attention_varlen",
     ),
     "modules": (
         "NeighborhoodAttention1D",
@@ -83,7 +84,7 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("cache", "context", "functional", "modules", "types", "utils")
+_SUBMODULES = ("cache", "context", "functional", "modules", "types", "utils", "varlen")
 
 __all__ = ["NattenError", "NattenTypeError", "__version__", *_HOME_OF]
 

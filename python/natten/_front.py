@@ -63,7 +63,7 @@ def _check_tensors(arguments: dict[str, Any]) -> None:
             )
 
 
-def _autocast(*tensors: Optional) -> tuple[Any, ...]:
+def autocast(*tensors: Optional) -> tuple[Any, ...]:
     """Under autocast, every floating tensor except float64 in the autocast dtype."""
     device = next(t for t in tensors if t is not None).device.type
     if not torch.is_autocast_enabled(device):
@@ -149,7 +149,7 @@ def fused(
     if knobs:
         is_causal = _check_knobs(f"na{rank}d", rank, knobs, is_causal)
     if torch.compiler.is_compiling() or _autocast_active():
-        query, key, value, rpb, additional_keys, additional_values = _autocast(
+        query, key, value, rpb, additional_keys, additional_values = autocast(
             query, key, value, rpb, additional_keys, additional_values
         )
     if rpb is not None and rpb.dtype != query.dtype:
@@ -176,7 +176,7 @@ def qk(
     if knobs:
         is_causal = _check_knobs(f"na{rank}d_qk", rank, knobs, is_causal)
     if torch.compiler.is_compiling() or _autocast_active():
-        query, key, rpb, additional_keys = _autocast(query, key, rpb, additional_keys)
+        query, key, rpb, additional_keys = autocast(query, key, rpb, additional_keys)
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 2)
@@ -198,7 +198,7 @@ def av(
     if knobs:
         is_causal = _check_knobs(f"na{rank}d_av", rank, knobs, is_causal)
     if torch.compiler.is_compiling() or _autocast_active():
-        attn, value, additional_values = _autocast(attn, value, additional_values)
+        attn, value, additional_values = autocast(attn, value, additional_values)
     if attn.dtype != value.dtype and attn.is_floating_point() and value.is_floating_point():
         attn = attn.to(value.dtype)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, value, 2)

@@ -142,6 +142,19 @@ class Call(ctypes.Structure):
     ]
 
 
+class ItemAxis(ctypes.Structure):
+    """natten_item_axis"""
+
+    _fields_ = [
+        ("query_extent", c_int64),
+        ("key_extent", c_int64),
+        ("kernel_size", c_int64),
+        ("stride", c_int64),
+        ("dilation", c_int64),
+        ("is_causal", c_int64),
+    ]
+
+
 def _path() -> Path:
     """The library in the installed package, or that of a build beside a source tree."""
     name = "libnatten.so"
@@ -184,6 +197,14 @@ def _load() -> ctypes.CDLL:
         "natten_call_bind": (c_int, [pointer(Call)]),
         # As numbers and bytes: a pointer object would cost a call more than its arguments do.
         "natten_call_repeat": (c_int, [c_void_p, c_char_p, c_int64, c_void_p, c_void_p]),
+        "natten_compute_all": (
+            c_int,
+            [pointer(Problem), pointer(Run), c_size_t, pointer(c_size_t)],
+        ),
+        "natten_call_items": (
+            c_int,
+            [pointer(Call), c_void_p, c_int64, c_int64, pointer(Run), pointer(c_size_t)],
+        ),
         "natten_call_must_copy": (c_int, [pointer(Tensor), c_int64]),
         "natten_torch_register": (c_int, [c_char_p, c_char_p, c_size_t]),
         "natten_torch_failure": (c_int, []),

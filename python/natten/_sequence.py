@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._front import fused, public, scale_of
+from ._front import Optional, autocast, fused, public, scale_of
+from ._items import attention_of_items, without_tokens
 from ._knobs import ATTENTION_KNOBS, check_knobs
 
 
@@ -44,15 +45,121 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
-def _without_tokens(
-    query: Tensor, key: Tensor, value: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """No queries or no keys: nothing, or zeros, that gradients pass through."""
-    groups = query.unflatten(2, (key.shape[2], -1))
-    scores = torch.einsum("bqhgd,bkhd->bqhgk", groups, key) * scale
-    out = torch.einsum("bqhgk,bkhe->bqhge", scores.softmax(-1), value).flatten(2, 3)
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return out, scores.to(dtype).logsumexp(-1).flatten(2, 3)
+def check_packed(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """What only the kernels of separate items would say, and only if there are items."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.shape[0] != 1:
+            raise NattenError(
+                f"Packed items lie one after another in a batch of 1, but {name} has batch "
+                f"{tensor.shape[0]}."
+            )
+        if tensor.device != query.device or tensor.dtype != query.dtype:
+            raise NattenError(
+                f"query is {query.dtype} on {query.device}, but {name} is {tensor.dtype} on "
+                f"{tensor.device}."
+            )
+
+
+def _check_lengths(name_q: str, of_queries: Any, name_kv: str, of_keys: Any) -> None:
+    for name, lengths in ((name_q, of_queries), (name_kv, of_keys)):
+        if not isinstance(lengths, Tensor):
+            raise NattenTypeError(
+                f"{name_q} and {name_kv} go together and must be tensors, but {name} is "
+                f"{'missing' if lengths is None else type(lengths).__name__}."
+            )
+        if lengths.dim() != 1 or lengths.dtype not in (torch.int32, torch.int64):
+            raise NattenError(
+                f"{name} must have one dimension and be int32 or int64, got {lengths.dim()} and "
+                f"{lengths.dtype}."
+            )
+    if of_queries.shape != of_keys.shape or of_queries.device != of_keys.device:
+        raise NattenError(
+            f"{name_q} and {name_kv} must have as many entries each and be on one device, got "
+            f"{of_queries.shape[0]} on {of_queries.device} and {of_keys.shape[0]} on "
+            f"{of_keys.device}."
+        )
+
+
+def _table(of_queries: Tensor, of_keys: Tensor, is_causal: bool) -> Tensor:
+    """The table of the items (see _items.py), from the lengths of sequences. On a CPU, whatever
+    device they are on: it is the host that goes through the items."""
+    queries, keys = of_queries.cpu().to(torch.int64), of_keys.cpu().to(torch.int64)
+    ones = torch.ones_like(queries)
+    return torch.stack(
+        (queries, keys, torch.zeros_like(queries), ones, ones, ones * int(is_causal)), 1
+    )
+
+
+def _cut(cumulative: Tensor, name: str) -> Tensor:
+    """Lengths from cumulative lengths."""
+    if cumulative.shape[0] < 1 or (not torch.compiler.is_compiling() and int(cumulative[0])):
+        raise NattenError(f"{name} must begin with 0.")
+    return cumulative.diff()
+
+
+def generate_varlen_parameters(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seqlens_Q: Optional = None,
+    seqlens_KV: Optional = None,
+) -> tuple[Optional, Optional, int, int]:
+    """The cumulative form of the lengths of packed sequences, which :func:`attention` takes.
+
+    Args:
+        query, key, value: ``[1, tokens, heads, channels]``, the packed sequences.
+        seqlens_Q: int32 ``[sequences]``, the number of queries of each.
+        seqlens_KV: int32 ``[sequences]``, the number of keys of each.
+
+    Returns:
+        ``(cumulative_seqlen_Q, cumulative_seqlen_KV, max_seqlen_Q, max_seqlen_KV)``: int32
+        ``[sequences + 1]`` that begin with 0, on the device of the lengths, and two integers.
+        ``(None, None, 0, 0)`` without lengths.
+
+    Raises:
+        NattenError: lengths that do not fit each other or the tensors.
+        NattenTypeError: only one of the two, or no tensors.
+    """
+    if seqlens_Q is None and seqlens_KV is None:
+        return None, None, 0, 0
+    check_tensors(query, key, value)
+    check_packed(query, key, value)
+    _check_lengths("seqlens_Q", seqlens_Q, "seqlens_KV", seqlens_KV)
+    assert seqlens_Q is not None and seqlens_KV is not None
+    results: list[Any] = []
+    for name, lengths, tensor in (
+        ("seqlens_Q", seqlens_Q, query),
+        ("seqlens_KV", seqlens_KV, key),
+    ):
+        total, least = int(lengths.sum()), int(lengths.min()) if len(lengths) else 0
+        if total != tensor.shape[1] or least < 0:
+            raise NattenError(
+                f"{name} must be at least 0 and add up to the {tensor.shape[1]} tokens, got a sum "
+                f"of {total} and a least length of {least}."
+            )
+        sums = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        results += [sums, int(lengths.max()) if len(lengths) else 0]
+    return results[0], results[2], results[1], results[3]
+
+
+def _packed(lengths: Any, sums: Any, longest: Any, is_causal: bool) -> Optional:
+    """The table of packed sequences; None if there are none."""
+    has_lengths, has_sums, has_longest = (
+        any(value is not None for value in pair) for pair in (lengths, sums, longest)
+    )
+    if not (has_lengths or has_sums or has_longest):
+        return None
+    for name, value in zip(("max_seqlen_Q", "max_seqlen_KV"), longest, strict=True):
+        if value is not None and not isinstance(value, (int, torch.SymInt)):
+            raise NattenTypeError(f"{name} must be an integer, got {value!r}.")
+    if has_sums and has_lengths:
+        raise NattenError("Give seqlens_Q and seqlens_KV, or the cumulative lengths, not both.")
+    if not has_sums:
+        _check_lengths("seqlens_Q", lengths[0], "seqlens_KV", lengths[1])
+        return _table(lengths[0], lengths[1], is_causal)
+    names = ("cumulative_seqlen_Q", "cumulative_seqlen_KV")
+    _check_lengths(names[0], sums[0], names[1], sums[1])
+    return _table(_cut(sums[0], names[0]), _cut(sums[1], names[1]), is_causal)
 
 
 @functools.partial(public, rank=1)
@@ -62,6 +169,12 @@ def attention(
     value: Tensor,
     is_causal: bool = False,
     scale: float | None = None,
+    seqlens_Q: Optional = None,
+    seqlens_KV: Optional = None,
+    cumulative_seqlen_Q: Optional = None,
+    cumulative_seqlen_KV: Optional = None,
+    max_seqlen_Q: int | None = None,
+    max_seqlen_KV: int | None = None,
     *,
     return_lse: bool = False,
     **knobs: Any,
@@ -76,6 +189,13 @@ def attention(
         is_causal: query i sees keys 0 to i, however many keys there are (aligned at the beginning,
             as torch's scaled_dot_product_attention is).
         scale: multiplies query . key; ``head_dim ** -0.5`` unless given.
+        seqlens_Q: int32 ``[sequences]``: query holds sequences of these lengths, packed one after
+            another in a batch of 1, and a query sees the keys of its sequence. Any may be 0.
+        seqlens_KV: int32 ``[sequences]``: the numbers of keys of the sequences, likewise.
+        cumulative_seqlen_Q: instead of seqlens_Q the sums of lengths, int32 ``[sequences + 1]``,
+            0 first.
+        cumulative_seqlen_KV: likewise, instead of seqlens_KV.
+        max_seqlen_Q, max_seqlen_KV: the longest lengths; without effect.
         return_lse: also return the logarithm of the sum of exponentials of the scores.
         knobs: kernel settings of NATTEN 0.20 and later are checked and have no effect.
 
@@ -91,9 +211,20 @@ def attention(
     if not isinstance(is_causal, bool):
         raise NattenTypeError(f"is_causal must be a bool, got {is_causal!r}.")
     check_tensors(query, key, value)
+    table = _packed(
+        (seqlens_Q, seqlens_KV),
+        (cumulative_seqlen_Q, cumulative_seqlen_KV),
+        (max_seqlen_Q, max_seqlen_KV),
+        is_causal,
+    )
     tokens = key.shape[1]
+    if table is not None:
+        check_packed(query, key, value)
+        query, key, value = autocast(query, key, value)
+        out, lse = attention_of_items(query, key, value, table, scale_of(scale, query))
+        return (out, lse) if return_lse else out
     if query.shape[1] == 0 or tokens == 0:
-        out, lse = _without_tokens(query, key, value, scale_of(scale, query))
+        out, lse = without_tokens(query, key, value, scale_of(scale, query))
         return (out, lse) if return_lse else out
     return fused(
         1,

@@ -20,6 +20,7 @@ from ._front import Optional, av, fused, public, qk
 from ._merge import merge_attentions
 from ._sequence import attention
 from ._window import Bools, Ints
+from .varlen import neighborhood_attention_varlen
 
 # The guide of 0.17 imports these from here.
 from .context import disable_gemm_na as disable_gemm_na
@@ -51,6 +52,7 @@ __all__ = [
     "na3d_av",
     "na3d_qk",
     "neighborhood_attention_generic",
+    "neighborhood_attention_varlen",
 ]
 
 

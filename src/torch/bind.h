@@ -52,6 +52,25 @@ natten_status natten_call_run(natten_call *call, natten_run *run);
 NATTEN_API natten_status natten_call_repeat(const natten_call *call, void *const *addresses,
                                             int64_t threads, void *workspace, void *stream);
 
+/* One axis of one of several items, which are maps of different sizes. */
+typedef struct natten_item_axis {
+    int64_t query_extent;
+    int64_t key_extent;
+    int64_t kernel_size; /* along with the three below: as in natten_axis; 0: every key */
+    int64_t stride;
+    int64_t dilation;
+    int64_t is_causal;
+} natten_item_axis;
+
+/* Computes attention within each of `count` items that lie one after another along the token axis
+ * of heads-last tensors [1, tokens, heads, channels]; `items` has rank axes for each. The call is
+ * not bound: op, order, scale, outputs and all tensors, the outputs contiguous, are set. Items
+ * without queries or without keys are passed over. Without a run it only checks, and *workspace is
+ * set. */
+NATTEN_API natten_status natten_call_items(natten_call *call, const natten_item_axis *items,
+                                           int64_t count, int64_t rank, const natten_run *run,
+                                           size_t *workspace);
+
 /* 1 if the last axis of a tensor in this role must be consecutive in memory and is not. */
 NATTEN_API int natten_call_must_copy(const natten_tensor *tensor, int64_t role);
 

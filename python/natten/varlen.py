@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Neighborhood attention of maps of different sizes in one tensor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._errors import NattenError, NattenTypeError
+from ._front import autocast, public, scale_of
+from ._items import attention_of_items
+from ._knobs import WINDOW_KNOBS, check_knobs
+from ._sequence import check_packed, check_tensors
+from ._window import Bools, Ints, bools, ints
+
+__all__ = ["neighborhood_attention_varlen"]
+
+_Row = tuple[int, ...]
+
+
+def _layouts(token_layouts: Any) -> tuple[Any, ...]:
+    """Extents of each item, hashable."""
+    if isinstance(token_layouts, (str, Tensor)) or not isinstance(token_layouts, Sequence):
+        raise NattenTypeError(
+            "token_layouts must be a list with the extents of each item, got "
+            f"{type(token_layouts).__name__}."
+        )
+    return tuple([x if isinstance(x, int) else tuple(x) for x in token_layouts])
+
+
+def _freeze(value: Any) -> Any:
+    return tuple([_freeze(x) for x in value]) if isinstance(value, (list, tuple)) else value
+
+
+def _each(
+    name: str, one: Any, per_item: Any, count: int, read: Callable[[str, Any, int], _Row], rank: int
+) -> list[_Row]:
+    """The parameter of each item, from one for all or a list with one for each."""
+    if per_item is None:
+        return [read(name, one, rank)] * count
+    if not isinstance(per_item, (list, tuple)):
+        raise NattenTypeError(f"{name}_list must be a list, got {type(per_item).__name__}.")
+    if len(per_item) != count:
+        raise NattenError(
+            f"{name}_list must have an entry for each of the {count} items, got {len(per_item)}."
+        )
+    return [read(f"{name}_list[{i}]", value, rank) for i, value in enumerate(per_item)]
+
+
+def _make_table(
+    layouts: tuple[Any, ...], values: tuple[Any, ...], lists: tuple[Any, ...]
+) -> tuple[Tensor, list[list[int]], int]:
+    """The table of the items (see _items.py), the same as integers, and the number of tokens."""
+    count = len(layouts)
+    rank = 1
+    if count and not isinstance(layouts[0], int):
+        rank = len(layouts[0])
+    if not 1 <= rank <= 3:
+        raise NattenError(f"Items must have 1, 2 or 3 axes, but item 0 has extents {layouts[0]}.")
+    names = ("kernel_size", "stride", "dilation")
+    kernel_size, stride, dilation = (
+        _each(name, value, per_item, count, ints, rank)
+        for name, value, per_item in zip(names, values, lists, strict=False)
+    )
+    causal = _each("is_causal", values[3], lists[3], count, bools, rank)
+    rows, total = [], 0
+    for i, layout in enumerate(layouts):
+        if (1 if isinstance(layout, int) else len(layout)) != rank:
+            raise NattenError(
+                f"Items must have as many axes each, but item 0 has {rank} and item "
+                f"{i} has extents {layout}."
+            )
+        extents = ints(f"token_layouts[{i}]", layout, rank)
+        tokens = 1
+        for extent in extents:
+            tokens *= extent
+        total += tokens
+        columns = (extents, extents, kernel_size[i], stride[i], dilation[i], causal[i])
+        rows.append([column[axis] for axis in range(rank) for column in columns])
+    table = torch.tensor(rows, dtype=torch.int64).reshape(count, -1 if count else 6)
+    return table, rows, total
+
+
+_table = functools.lru_cache(maxsize=64)(_make_table)
+
+
+@functools.partial(public, rank=1)
+def neighborhood_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    token_layouts: Sequence[Ints],
+    kernel_size: Ints | None = None,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Bools = False,
+    scale: float | None = None,
+    *,
+    kernel_size_list: Sequence[Ints] | None = None,
+    stride_list: Sequence[Ints] | None = None,
+    dilation_list: Sequence[Ints] | None = None,
+    is_causal_list: Sequence[Bools] | None = None,
+    return_lse: bool = False,
+    **knobs: Any,
+) -> Any:
+    """Neighborhood attention within each of several maps of different sizes, packed one after
+    another along the token axis.
+
+    Nothing is copied or padded: every item is computed in place, small ones side by side on a CPU.
+    Equal neighbours are computed as a batch. On CUDA items are launched one after another.
+
+    Args:
+        query: ``[1, tokens, heads, head_dim]``. The tokens of an item are its map in row-major
+            order.
+        key: ``[1, tokens, kv_heads, head_dim]``; heads is a multiple of kv_heads.
+        value: ``[1, tokens, kv_heads, value_dim]``.
+        token_layouts: the extents of each item, ``[(4, 6), (9, 3), ...]``; integers for 1-D items.
+            All have one, two or three axes; their tokens add up to those of query.
+        kernel_size: as for natten.functional.na2d, for all items; kernel_size * dilation is at most
+            the extent of every axis of every item.
+        stride, dilation, is_causal, scale: likewise.
+        kernel_size_list: a kernel_size for each item instead.
+        stride_list, dilation_list, is_causal_list: likewise.
+        return_lse: also return the logarithm of the sum of exponentials of the scores.
+        knobs: kernel settings of NATTEN 0.20 and later are checked and have no effect.
+
+    Returns:
+        ``[1, tokens, heads, value_dim]`` of the dtype of query; with return_lse a pair of it and
+        ``[1, tokens, heads]``, float32 (float64 for float64), natural logarithm. Both can be
+        differentiated.
+
+    Raises:
+        NattenError: a size or number is wrong; the text says of which item.
+        NattenTypeError: an argument is of the wrong type.
+        NotImplementedError: no kernel does this.
+    """
+    check_tensors(query, key, value)
+    check_packed(query, key, value)
+    if kernel_size is None and kernel_size_list is None:
+        raise NattenTypeError("kernel_size or kernel_size_list must be given.")
+    make = _make_table if torch.compiler.is_compiling() else _table
+    table, rows, total = make(
+        _layouts(token_layouts),
+        (_freeze(kernel_size), _freeze(stride), _freeze(dilation), _freeze(is_causal)),
+        tuple(map(_freeze, (kernel_size_list, stride_list, dilation_list, is_causal_list))),
+    )
+    check_knobs("neighborhood_attention_varlen", table.shape[1] // 6, knobs, WINDOW_KNOBS)
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.shape[1] != total:
+            raise NattenError(
+                f"{name} has {tensor.shape[1]} tokens, but the items have {total} together."
+            )
+    query, key, value = autocast(query, key, value)
+    out, lse = attention_of_items(query, key, value, table, scale_of(scale, query), rows)
+    return (out, lse) if return_lse else out
