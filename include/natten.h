@@ -100,6 +100,20 @@ typedef enum natten_dtype {
 
 typedef enum natten_device { NATTEN_CPU = 0, NATTEN_CUDA = 1 } natten_device;
 
+/* What a kernel may do where there is a choice. On a CPU there is none. */
+typedef enum natten_preference {
+    NATTEN_PREFER_GEMM = 1,  /* QK, AV and their backwards: kernels over matrix units */
+    NATTEN_PREFER_TILED = 2, /* likewise: other kernels that keep tiles in shared memory */
+    NATTEN_PREFER_TF32 = 4,  /* float32 factors may be rounded to TF32, 11 significant bits */
+    /* BACKWARD: parts of d_query may be added up in any order, in a workspace; faster, and not
+       bitwise repeatable */
+    NATTEN_PREFER_KV_PARALLEL = 8,
+    NATTEN_PREFER_LITTLE_MEMORY = 16, /* that workspace: at most a quarter of the inputs' size */
+    NATTEN_PREFER_MUCH_MEMORY = 32,   /* as large as it likes; without either: the inputs' size */
+    NATTEN_PREFER_USUAL = 3,          /* what natten_problem_init sets */
+    NATTEN_PREFERENCES = 63           /* all of them */
+} natten_preference;
+
 /* The part a tensor plays. Shapes are written heads-last; memory order is the layout's business.
  * B batch, Q query extents, S key extents, Hq heads, Hk kv_heads, D head_dim, E value_dim. */
 typedef enum natten_role {
@@ -168,6 +182,7 @@ typedef struct natten_problem {
     int64_t dtype;        /* natten_dtype */
     int64_t device;       /* natten_device */
     int64_t device_index; /* which of several devices */
+    uint64_t preferences; /* a set of natten_preference */
     int64_t rank;         /* 1, 2 or 3 axes; axis[rank - 1] is the innermost */
     natten_axis axis[3];
     int64_t batch;             /* >= 0; 0 computes nothing and succeeds */

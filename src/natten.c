@@ -9,6 +9,7 @@
 
 #include "core/env.h"
 #include "core/kernel.h"
+#include "core/preference.h"
 #include "core/problem.h"
 #include "cpu/threads.h"
 #include "cuda/cache.h"
@@ -63,16 +64,29 @@ static natten_status ask(natten_plan *plan, const na_kernel *kernel, const char 
     return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
 }
 
+static natten_status explain_preferences(natten_plan *plan)
+{
+    char sentence[256];
+    const char *name;
+    for (int i = 0; (name = na_preference_describe(plan, &i, sentence, sizeof sentence));)
+        if (!explain(plan, name, sentence))
+            return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    return NATTEN_OK;
+}
+
 static natten_status choose(natten_plan *plan, const char *only)
 {
     for (size_t i = 0; i < kernel_count; i++) {
         if (kernels[i].op != plan->problem.op || kernels[i].device != plan->problem.device)
             continue;
         plan->kernel = &kernels[i];
+        plan->honours = 0;
         natten_status status = ask(plan, &kernels[i], only);
         if (status != NA_REFUSED)
-            return status;
+            return status == NATTEN_OK ? explain_preferences(plan) : status;
     }
+    if (explain_preferences(plan) != NATTEN_OK)
+        return NATTEN_ERROR_MEMORY;
     return na_fail(NATTEN_ERROR_UNSUPPORTED, "No kernel takes this problem.\n%s",
                    plan->explanation ? plan->explanation : "");
 }

@@ -133,12 +133,44 @@ static void forks(void)
     CHECK(good && waitpid(child, &status, 0) == child && status == 0);
 }
 
+/* What the plan of a problem with these preferences says. */
+static const char *said(natten_op op, uint64_t preferences)
+{
+    static char text[4096];
+    natten_plan *plan;
+    natten_problem problem = problem_of(op, 16);
+    problem.preferences = preferences;
+    CHECK(natten_plan_create(&problem, "cuda-reference", &plan) == NATTEN_OK);
+    natten_plan_explain(plan, text, sizeof text);
+    natten_plan_destroy(plan);
+    return text;
+}
+
+static void preferences(void)
+{
+    unit_test("explanations say what became of the preferences");
+    const char *unused = "allowed, but no kernel that takes this problem makes use of it\n";
+    char line[200];
+    snprintf(line, sizeof line, "taken\nGEMM kernels: %stiled kernels: %s", unused, unused);
+    CHECK(strstr(said(NATTEN_QK, NATTEN_PREFER_USUAL), line));
+    CHECK(strstr(said(NATTEN_AV, NATTEN_PREFER_TILED), "taken\nGEMM kernels: switched off\ntiled"));
+    CHECK(strstr(said(NATTEN_AV_BACKWARD, 0), "\ntiled kernels: switched off\n"));
+    CHECK(!strstr(said(NATTEN_FORWARD, NATTEN_PREFER_USUAL), "GEMM"));
+    snprintf(line, sizeof line, "taken\nTF32: %s", unused);
+    CHECK(strstr(said(NATTEN_FORWARD, NATTEN_PREFER_TF32), line));
+    snprintf(line, sizeof line, "taken\nKV parallelism: %smuch memory: %s", unused, unused);
+    CHECK(
+        strstr(said(NATTEN_BACKWARD, NATTEN_PREFER_KV_PARALLEL | NATTEN_PREFER_MUCH_MEMORY), line));
+    CHECK(!strstr(said(NATTEN_BACKWARD, NATTEN_PREFER_USUAL), "allowed"));
+}
+
 int main(void)
 {
     backward_ahead(); /* before anything starts CUDA, as it forks */
     threads();
     contexts();
     sizes();
+    preferences();
     forks();
     return unit_end("test_cuda_host");
 }

@@ -296,6 +296,30 @@ static void test_only(void)
     natten_plan_destroy(plan);
 }
 
+static void test_preferences(void)
+{
+    natten_problem p = good_problem(NATTEN_BACKWARD);
+    natten_plan *plan;
+    char text[2000];
+    CHECK(p.preferences == NATTEN_PREFER_USUAL);
+    CHECK(natten_plan_create(&p, NULL, &plan) == NATTEN_OK);
+    natten_plan_explain(plan, text, sizeof text);
+    CHECK(!strstr(text, "effect"));
+    natten_plan_destroy(plan);
+    p.preferences = NATTEN_PREFER_KV_PARALLEL | NATTEN_PREFER_LITTLE_MEMORY;
+    CHECK(natten_plan_create(&p, NULL, &plan) == NATTEN_OK);
+    natten_plan_explain(plan, text, sizeof text);
+    CHECK(strstr(text, "\nKV parallelism: allowed, without effect on a CPU\n"));
+    CHECK(strstr(text, "\nlittle memory: allowed, without effect on a CPU\n"));
+    CHECK(!strstr(text, "GEMM"));
+    natten_plan_destroy(plan);
+    p.preferences |= NATTEN_PREFER_MUCH_MEMORY;
+    CHECK(natten_plan_create(&p, NULL, &plan) == NATTEN_ERROR_ARGUMENT);
+    CHECK(unit_error_has("at most one about memory, got 0x38"));
+    p.preferences = 64;
+    CHECK(natten_plan_create(&p, NULL, &plan) == NATTEN_ERROR_ARGUMENT);
+}
+
 int main(void)
 {
     unit_test("a table of mistakes");
@@ -318,6 +342,7 @@ int main(void)
     test_empty();
     unit_test("choice and explanation");
     test_only();
+    test_preferences();
     CHECK(!strcmp(natten_version(), NATTEN_VERSION));
     return unit_end("test_problem");
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, _ops
+from . import _autograd, _ops, _preferences
 from ._autograd import (
     AV,
     Optional,
@@ -340,11 +340,11 @@ def _keep_whole() -> bool:
 _keep_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _call(
-    cls: Any, full: Any, op: Any, traced: Any, tensors: tuple[Optional, ...], numbers: Any
-) -> Any:
+def _call(cls: Any, full: Any, op: Any, traced: Any, tensors: tuple[Any, ...], numbers: Any) -> Any:
     """Takes the cheapest road that is right. `numbers` is (window, scale), or for AV (window,)."""
     compiling = torch.compiler.is_compiling()
+    if not compiling and tensors[0].is_cuda:
+        _preferences.refresh()
     dual = forward_ad._current_level >= 0
     if _functorch_active() or (compiling and dual):
         return full(*tensors, *numbers)
@@ -371,6 +371,8 @@ def fused(
     compiling = torch.compiler.is_compiling()
     if not (compiling or _functorch_active() or _is_tracing()):
         # The roads of _call for plain calls, which are to cost little.
+        if query.is_cuda:
+            _preferences.refresh()
         if forward_ad._current_level >= 0 or (
             torch.is_grad_enabled()
             and (

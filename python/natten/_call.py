@@ -129,10 +129,17 @@ class Call:
     and in several threads at once."""
 
     def __init__(
-        self, op: Op, tensors: Sequence[View | None], window: Window, scale: float, wanted: int
+        self,
+        op: Op,
+        tensors: Sequence[View | None],
+        window: Window,
+        scale: float,
+        wanted: int,
+        preferences: int = _lib.PREFER_USUAL,
     ) -> None:
         self.struct = call = _lib.Call()
         call.op, call.order, call.scale = op.op, op.order, scale
+        call.preferences = preferences
         call.entries = len(window)
         usable = window[: _lib.WINDOW_ENTRIES]
         call.window[: len(usable)] = usable
@@ -173,6 +180,13 @@ class Call:
         size = ctypes.c_size_t()
         _check(_lib.library.natten_workspace(self.struct.problem, size))
         return size.value
+
+    def explain(self) -> str:
+        """Which kernel was found and why others were not: a line each, and one for each preference
+        that has a bearing."""
+        text = ctypes.create_string_buffer(1 << 14)
+        _check(_lib.library.natten_explain(self.struct.problem, text, len(text)))
+        return text.value.decode()
 
     def run(
         self, addresses: Sequence[int], threads: int = 0, workspace: int = 0, stream: int = 0

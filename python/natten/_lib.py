@@ -17,6 +17,10 @@ F32, F64, F16, BF16 = range(4)
 # natten_device
 CPU, CUDA = range(2)
 
+# natten_preference
+PREFER_GEMM, PREFER_TILED, PREFER_TF32, PREFER_KV_PARALLEL = 1, 2, 4, 8
+PREFER_LITTLE_MEMORY, PREFER_MUCH_MEMORY, PREFER_USUAL, PREFERENCES = 16, 32, 3, 63
+
 # natten_order
 HEADS_LAST, HEADS_FIRST = range(2)
 
@@ -81,6 +85,7 @@ class Problem(ctypes.Structure):
         ("dtype", c_int64),
         ("device", c_int64),
         ("device_index", c_int64),
+        ("preferences", c_uint64),
         ("rank", c_int64),
         ("axis", Axis * 3),
         ("batch", c_int64),
@@ -134,6 +139,7 @@ class Call(ctypes.Structure):
         ("window", c_int64 * WINDOW_ENTRIES),
         ("entries", c_int64),
         ("scale", c_double),
+        ("preferences", c_uint64),
         ("outputs", c_uint64),
         ("tensor", Tensor * ROLES),
         ("rank", c_int64),
@@ -208,6 +214,7 @@ def _load() -> ctypes.CDLL:
         "natten_call_must_copy": (c_int, [pointer(Tensor), c_int64]),
         "natten_torch_register": (c_int, [c_char_p, c_char_p, c_size_t]),
         "natten_torch_failure": (c_int, []),
+        "natten_torch_prefer": (None, [c_uint64]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

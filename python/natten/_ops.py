@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _call, _lib
+from . import _call, _lib, _preferences
 from ._call import Call, Op, View, Window
 from ._environment import variable
 from ._errors import NattenError
@@ -62,7 +62,12 @@ _Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
 def _prepare(
-    op: Op, keys: tuple[_Key | None, ...], window: Window, scale: float, wanted: int = 0
+    op: Op,
+    keys: tuple[_Key | None, ...],
+    window: Window,
+    preferences: int,
+    scale: float,
+    wanted: int = 0,
 ) -> tuple[Call, list[Callable[[], Tensor]], list[bool]]:
     """For tensors like these: a checked call, what makes its outputs, and which of the tensors must
     be copied first."""
@@ -77,7 +82,7 @@ def _prepare(
         usual: Sequence[int] = _contiguous(shape) if copies[i] else strides
         place = _DEVICES.get(device.type, -1), device.index or 0
         views.append(View(shape, usual, _DTYPES.get(dtype, -1), *place))
-    call = Call(op, views, window, scale, wanted)
+    call = Call(op, views, window, scale, wanted, preferences)
     assert keys[0] is not None
     _, _, like, device = keys[0]
     makers: list[Callable[[], Tensor]] = []
@@ -97,7 +102,8 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
         keys = tuple(
             [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         )
-        call, makers, copies = prepared(keys, tuple(arguments[count]), *arguments[count + 1 :])
+        numbers = (tuple(arguments[count]), _preferences.current, *arguments[count + 1 :])
+        call, makers, copies = prepared(keys, *numbers)
         if copies:
             pairs = zip(tensors, copies, strict=True)
             tensors = tuple([t.contiguous() if copy else t for t, copy in pairs])
@@ -151,6 +157,7 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
     count = len(op.inputs)
 
     def kernel(*arguments: Any) -> Any:
+        _preferences.refresh()  # a graph is being made: its calls will not
         tensors = arguments[:count]
         window, scale = tuple(arguments[count]), arguments[count + 1]
         wanted = arguments[count + 2] if op.chooses else (1 << len(op.outputs)) - 1

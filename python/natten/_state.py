@@ -37,7 +37,10 @@ class NattenContext:
     @staticmethod
     def reset() -> None:
         """Back to how a process starts."""
+        from ._preferences import refresh
+
         _restore(NattenContext)
+        refresh()
 
 
 class AutotunerContext:

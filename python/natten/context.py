@@ -20,6 +20,7 @@ from ._hardware import (
     has_half,
     has_tf32_gemm,
 )
+from ._preferences import refresh
 from ._state import AutotunerContext, MemoryUsagePreference, NattenContext, flag, lock
 from .utils.log import get_logger
 
@@ -123,6 +124,7 @@ def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
                     "KV parallelism is on: gradients of queries on CUDA may differ from run to run."
                 )
             NattenContext.is_kv_parallelism_enabled = True
+        refresh()
 
 
 def is_kv_parallelism_in_fused_na_enabled() -> bool:
@@ -143,6 +145,7 @@ def set_memory_usage_preference(pref: str = "default") -> None:
             f"{pref!r}."
         )
     NattenContext.training_memory_preference = choices[pref]
+    refresh()
 
 
 def get_memory_usage_preference() -> MemoryUsagePreference:
@@ -195,6 +198,7 @@ def use_fused_na(
         NattenContext.is_fused_na_enabled = mode
         NattenContext.use_flex_attention = use_flex_attention or force_flex_attention
         NattenContext.force_flex_attention = force_flex_attention
+        refresh()
 
 
 def is_fused_na_enabled() -> bool:
@@ -320,6 +324,7 @@ def use_tf32_in_gemm_na(mode: bool = True) -> None:
     """Lets CUDA kernels multiply float32 numbers in TF32, which keeps 11 bits of each; off at
     first. torch.backends.cuda.matmul.allow_tf32 does the same."""
     NattenContext.is_tf32_enabled = flag("mode", mode)
+    refresh()
 
 
 def is_tf32_in_gemm_na_enabled() -> bool:
@@ -330,6 +335,7 @@ def is_tf32_in_gemm_na_enabled() -> bool:
 def use_tiled_na(mode: bool = True) -> None:
     """Lets the unfused operations take tiled CUDA kernels; on at first."""
     NattenContext.is_tiled_enabled = flag("mode", mode)
+    refresh()
 
 
 def is_tiled_na_enabled() -> bool:
@@ -340,6 +346,7 @@ def is_tiled_na_enabled() -> bool:
 def use_gemm_na(mode: bool = True) -> None:
     """Lets the unfused operations take CUDA kernels over matrix units; on at first."""
     NattenContext.is_gemm_enabled = flag("mode", mode)
+    refresh()
 
 
 def is_gemm_na_enabled() -> bool:

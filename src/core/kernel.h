@@ -27,6 +27,7 @@ struct natten_plan {
     void *state;                  /* the kernel's own */
     void (*destroy)(void *state); /* NULL: free */
     size_t workspace;
+    uint64_t honours; /* the preferences that the kernel makes use of, set while planning */
     char refusal[256];
     char *explanation;
 };

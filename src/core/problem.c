@@ -32,6 +32,11 @@ static natten_status check_head(const natten_problem *p)
         return BAD("device must be 0 (CPU) or 1 (CUDA), got %" D ".", p->device);
     if (p->rank < 1 || p->rank > 3)
         return BAD("rank must be 1, 2 or 3, got %" D ".", p->rank);
+    const uint64_t memory = NATTEN_PREFER_LITTLE_MEMORY | NATTEN_PREFER_MUCH_MEMORY;
+    if (p->preferences > NATTEN_PREFERENCES || (p->preferences & memory) == memory)
+        return BAD("preferences must be a set of natten_preference, with at most one about memory, "
+                   "got %#" PRIx64 ".",
+                   p->preferences);
     return NATTEN_OK;
 }
 

@@ -129,6 +129,7 @@ void natten_problem_init(natten_problem *problem, natten_op op, natten_dtype dty
     problem->rank = rank;
     problem->batch = problem->heads = 1;
     problem->scale = 1;
+    problem->preferences = NATTEN_PREFER_USUAL;
     for (int i = 0; i < 3; i++)
         problem->axis[i].stride = problem->axis[i].dilation = 1;
     if (op >= 0 && op < NATTEN_OPS)

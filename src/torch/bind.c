@@ -311,6 +311,7 @@ static void set_problem(natten_call *call, const sizes *s, uint64_t inputs, int 
     p->value_dim = s->known[VALUE_DIM] ? s->size[VALUE_DIM] : p->head_dim;
     p->additional_tokens = s->size[TOKENS];
     p->scale = call->scale;
+    p->preferences = call->preferences;
     p->roles = inputs | call->outputs;
     set_axes(call, s);
 }

@@ -31,7 +31,8 @@ typedef struct natten_call {
     int64_t window[NATTEN_WINDOW_ENTRIES];
     int64_t entries;
     double scale;
-    uint64_t outputs; /* the roles to compute: a set of natten_bit(role) */
+    uint64_t preferences; /* a set of natten_preference */
+    uint64_t outputs;     /* the roles to compute: a set of natten_bit(role) */
     natten_tensor tensor[NATTEN_ROLES];
     int64_t rank;
     natten_problem problem;

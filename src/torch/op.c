@@ -86,6 +86,10 @@ static int may_be_none(natten_role role)
 
 static _Thread_local natten_status failure;
 
+static _Atomic uint64_t preferences = NATTEN_PREFER_USUAL;
+
+void natten_torch_prefer(uint64_t set) { atomic_store(&preferences, set); }
+
 natten_status natten_torch_failure(void)
 {
     natten_status status = failure;
@@ -248,6 +252,7 @@ static natten_status take(const op *o, const uint64_t *stack, void **handles, na
     natten_status status = NATTEN_OK;
     call->op = o->op;
     call->order = o->order;
+    call->preferences = atomic_load_explicit(&preferences, memory_order_relaxed);
     for (int role = 0; role < NATTEN_ROLES; role++)
         call->tensor[role].dims = ABSENT;
     for (int i = 0; i < o->inputs; i++)

@@ -15,4 +15,7 @@ NATTEN_API natten_status natten_torch_register(const char *torch_library, char *
  * torch's exceptions carry only the text. */
 NATTEN_API natten_status natten_torch_failure(void);
 
+/* The preferences (a set of natten_preference) of the calls that begin from here on. */
+NATTEN_API void natten_torch_prefer(uint64_t set);
+
 #endif

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import natten
-from natten import _lib, _state, context
+from natten import _call, _lib, _preferences, _state, context
 from natten.context import AutotunerContext, MemoryUsagePreference, NattenContext
 
 # What the guide and the clients of 0.14 to 0.17 import, and from where.
@@ -288,3 +288,121 @@ def test_threads() -> None:
         thread.join()
     assert not wrong and not natten.is_autotuner_enabled()
     assert AutotunerContext.steps_forward == AutotunerContext.steps_backward
+
+
+def explained(op: _call.Op, dtype: int = _lib.F32, device: int = _lib.CUDA) -> str:
+    """What the plan of a call that begins now says; without a GPU, why there is none."""
+    first = op.order == _lib.HEADS_FIRST
+    token = _call.View((1, 2, 9, 4) if first else (1, 9, 2, 4), (72, 36, 4, 1), dtype, device, 0)
+    slots = _call.View((1, 2, 9, 3), (54, 27, 3, 1), dtype, device, 0)
+    lse = _call.View((1, 9, 2), (18, 2, 1), _lib.F32, device, 0)
+    views = []
+    for role in op.inputs:
+        special = {_lib.ATTN: slots, _lib.D_ATTN: slots, _lib.LSE: lse}
+        left_out = role in _call.OPTIONAL
+        views.append(None if left_out else special.get(role, token))
+    call = _call.Call(op, views, (3, 1, 1, 0), 1.0, 1, _preferences.refresh())
+    try:
+        return call.explain()
+    except NotImplementedError as error:
+        return str(error)
+
+
+def line(text: str, name: str) -> str:
+    """What an explanation says about a preference; empty if nothing."""
+    found = [x.partition(": ")[2] for x in text.splitlines() if x.startswith(f"{name}: ")]
+    return found[0] if found else ""
+
+
+@pytest.mark.parametrize(
+    ("name", "use", "start"),
+    (("GEMM kernels", "use_gemm_na", True), ("tiled kernels", "use_tiled_na", True)),
+)
+@pytest.mark.parametrize("op", (_call.QK, _call.QK_BACKWARD, _call.AV, _call.AV_BACKWARD))
+def test_kernels_of_the_unfused_operations(op: _call.Op, name: str, use: str, start: bool) -> None:
+    assert line(explained(op), name).startswith("allowed")
+    getattr(natten, use)(False)
+    assert line(explained(op), name) == "switched off"
+    assert "without effect on a CPU" in line(explained(op, device=_lib.CPU), name)
+    getattr(natten, use)(True)
+    assert line(explained(op), name).startswith("allowed")
+    assert line(explained(op, device=_lib.CPU), name) == ""
+    assert line(explained(_call.NA), name) == ""
+
+
+def test_tf32_is_off_unless_asked_for() -> None:
+    assert line(explained(_call.NA), "TF32") == ""
+    natten.use_tf32_in_gemm_na()
+    assert line(explained(_call.NA), "TF32").startswith("allowed")
+    assert line(explained(_call.QK), "TF32").startswith("allowed")
+    assert line(explained(_call.NA, _lib.F16), "TF32") == ""
+    assert "without effect" in line(explained(_call.NA, device=_lib.CPU), "TF32")
+    natten.disable_tf32()
+    assert line(explained(_call.NA), "TF32") == ""
+
+
+def test_tf32_as_torch_says() -> None:
+    """Both of torch's ways to say so; mixing them is an error of its own."""
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = True
+    try:
+        assert line(explained(_call.NA), "TF32").startswith("allowed")
+        matmul.allow_tf32 = False
+        assert line(explained(_call.NA), "TF32") == ""
+        if hasattr(matmul, "fp32_precision"):
+            for precision, allowed in (("tf32", True), ("ieee", False)):
+                matmul.fp32_precision = precision
+                assert bool(line(explained(_call.NA), "TF32")) == allowed
+    finally:
+        matmul.allow_tf32 = False
+
+
+def test_kv_parallelism_and_memory() -> None:
+    def lines(device: int = _lib.CUDA) -> list[str]:
+        text = explained(_call.NA_BACKWARD, device=device)
+        names = ("KV parallelism", "little memory", "much memory")
+        return [name for name in names if line(text, name)]
+
+    assert lines() == []
+    natten.set_memory_usage_preference("strict")
+    assert lines() == []
+    natten.use_kv_parallelism_in_fused_na()
+    assert lines() == ["KV parallelism", "little memory"]
+    assert lines(_lib.CPU) == ["KV parallelism", "little memory"]
+    text = explained(_call.NA_BACKWARD, device=_lib.CPU)
+    assert line(text, "KV parallelism") == "allowed, without effect on a CPU"
+    natten.set_memory_usage_preference("unrestricted")
+    assert lines() == ["KV parallelism", "much memory"]
+    natten.set_memory_usage_preference("default")
+    assert lines() == ["KV parallelism"]
+    assert line(explained(_call.NA), "KV parallelism") == ""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert lines() == []
+    finally:
+        torch.use_deterministic_algorithms(False)
+    natten.use_fused_na(False)
+    assert lines() == []
+
+
+def test_settings_reach_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setter tells the library, and a reset too; what others change is seen by the next call
+    on CUDA."""
+    told = []
+
+    class Library:
+        natten_torch_prefer = staticmethod(told.append)
+
+    monkeypatch.setattr(_preferences._lib, "library", Library)
+    natten.use_tf32_in_gemm_na()
+    natten.disable_gemm_na()
+    natten.disable_tiled_na()
+    natten.use_fused_na()
+    natten.set_memory_usage_preference("unrestricted")
+    usual = _lib.PREFER_USUAL
+    assert told == [usual | 4, 2 | 4, 4, 4 | 8, 4 | 8 | 32]
+    NattenContext.reset()
+    assert told[-1] == usual
+    NattenContext.is_kv_parallelism_enabled = True
+    assert len(told) == 6 and _preferences.refresh() == usual | 8 and told[-1] == usual | 8
+    NattenContext.reset()
