@@ -2,6 +2,17 @@
  * The frame of fused backward: plans, takes the memory, and adds up what the bands of
  * backward_tmpl.h have left. Parameters: the texts kernels.c includes before this one. */
 
+/* The last channel of a key row's sums is the gradient of its biases. */
+static void backward_store_key_bias(const backward_run *run, int64_t unit, int64_t z, int64_t y)
+{
+    const backward_state *s = run->state;
+    int64_t step;
+    const real *sum = backward_result(run, &run->sink[0], unit, z, y, 0, &step) + s->depth;
+    char *to = tensor_at(&run->d_key_bias, unit / s->g->kv_heads, unit % s->g->kv_heads, z, y, 0);
+    for (int64_t x = 0; x < s->g->axis[2].key_extent; x++)
+        memcpy(to + x * run->d_key_bias.axis[2], sum + x * step, sizeof(real));
+}
+
 /* Adds the bands' own cells of a key row to the result, and stores it where it was only a copy. */
 static void backward_finish_row(const backward_run *run, int64_t unit, int64_t row)
 {
@@ -11,7 +22,7 @@ static void backward_finish_row(const backward_run *run, int64_t unit, int64_t r
     const int64_t z = row / axis[1].key_extent, y = row % axis[1].key_extent;
     for (int i = 0; i < 2; i++) {
         const backward_sink *sink = &run->sink[i];
-        if (!sink->out.data)
+        if (!sink->wanted)
             continue;
         int64_t step;
         for (int64_t c = 0; c < bands->row_cells && bands->own; c++) {
@@ -26,13 +37,15 @@ static void backward_finish_row(const backward_run *run, int64_t unit, int64_t r
                                result, step, 1);
             }
         }
-        if (sink->copy)
+        if (sink->copy && sink->out.data)
             unpack_natural(
                 sink->out.dtype, backward_result(run, sink, unit, z, y, 0, &step), sink->step,
-                (int)axis[2].key_extent, (int)sink->channels,
+                (int)axis[2].key_extent, i ? s->channels : s->depth,
                 tensor_at(&sink->out, unit / s->g->kv_heads, unit % s->g->kv_heads, z, y, 0),
                 sink->out.axis[2]);
     }
+    if (s->d_key_bias)
+        backward_store_key_bias(run, unit, z, y);
 }
 
 /* The bands' sums of additional tokens. */
@@ -49,7 +62,7 @@ static void backward_finish_more(const backward_run *run, int64_t unit)
             add_tokens(sum + band * tokens * sink->step, sink->step, tokens, sink->channels, sum,
                        sink->step, 1);
         unpack_natural(
-            sink->more_out.dtype, sum, sink->step, (int)tokens, (int)sink->channels,
+            sink->more_out.dtype, sum, sink->step, (int)tokens, i ? s->channels : s->depth,
             tensor_at(&sink->more_out, unit / s->g->kv_heads, unit % s->g->kv_heads, 0, 0, 0),
             sink->more_out.axis[0]);
     }
@@ -123,8 +136,9 @@ static size_t backward_share(backward_run *run, char *base)
         {&run->d_bias_sums, s->d_bias * items * s->g->group * s->entries, sizeof(double)}};
     for (int i = 0; i < 2; i++) {
         backward_sink *sink = &run->sink[i];
-        const int wanted = sink->out.data != NULL, more = sink->more_out.data != NULL;
-        const int copied = wanted && stored_size(sink->out.dtype) != sizeof(real);
+        const int wanted = sink->wanted, more = sink->more_out.data != NULL;
+        const int copied =
+            wanted && (stored_size(sink->out.dtype) != sizeof(real) || (i == 0 && s->d_key_bias));
         parts[2 + 3 * i].part = &sink->copy;
         parts[2 + 3 * i].count = copied * tokens * sink->step;
         parts[3 + 3 * i].part = &sink->own;
@@ -175,11 +189,15 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
     run.sink[0] = (backward_sink){.out = tensor_of(p, addresses, NATTEN_D_KEY),
                                   .more_out = tensor_of(p, addresses, NATTEN_D_ADDITIONAL_KEY),
                                   .step = s->key_step,
-                                  .channels = s->depth};
+                                  .channels = s->depth + s->d_key_bias};
     run.sink[1] = (backward_sink){.out = tensor_of(p, addresses, NATTEN_D_VALUE),
                                   .more_out = tensor_of(p, addresses, NATTEN_D_ADDITIONAL_VALUE),
                                   .step = s->value_step,
                                   .channels = s->channels};
+    run.key_bias = tensor_of(p, addresses, NATTEN_KEY_BIAS);
+    run.d_key_bias = tensor_of(p, addresses, NATTEN_D_KEY_BIAS);
+    run.sink[0].wanted = run.sink[0].out.data || s->d_key_bias;
+    run.sink[1].wanted = run.sink[1].out.data != NULL;
     backward_direct(&run);
     run.workers = na_workers(addresses, s->bands->units * s->bands->count);
     const size_t shared = backward_share(&run, NULL);
@@ -217,7 +235,9 @@ static void backward_sizes(backward_state *s, const natten_problem *p)
     const int64_t block = BACKWARD_BLOCK / 2 / (int64_t)sizeof(real);
     s->depth = (int)p->head_dim;
     s->channels = (int)p->value_dim;
-    s->key_step = padded(s->depth);
+    s->terms = s->depth + na_has(p, NATTEN_KEY_BIAS);
+    s->d_key_bias = na_has(p, NATTEN_D_KEY_BIAS);
+    s->key_step = padded(s->depth + s->d_key_bias);
     s->value_step = padded(s->channels);
     /* An odd number of cache lines, so that channels do not fall into the same cache sets. */
     s->line = ((s->g->width + line - 1) / line | 1) * line;
@@ -225,7 +245,7 @@ static void backward_sizes(backward_state *s, const natten_problem *p)
     s->entries = bias_entries(p);
     s->kind_reals = padded(s->entries * VL) + VL;
     s->d_query = na_has(p, NATTEN_D_QUERY);
-    s->d_key = na_has(p, NATTEN_D_KEY) || na_has(p, NATTEN_D_ADDITIONAL_KEY);
+    s->d_key = na_has(p, NATTEN_D_KEY) || na_has(p, NATTEN_D_ADDITIONAL_KEY) || s->d_key_bias;
     s->d_value = na_has(p, NATTEN_D_VALUE) || na_has(p, NATTEN_D_ADDITIONAL_VALUE);
     s->d_bias = na_has(p, NATTEN_D_RPB);
     s->d_slope = s->d_query || s->d_key || s->d_bias;

@@ -14,11 +14,13 @@ typedef struct backward_state {
     bias_kinds kinds;
     int rows;                            /* most rows of a tile */
     int depth, channels;                 /* of keys, of values */
+    int terms;                           /* of a score: channels, and one for a key bias */
     int64_t line;                        /* reals between channels of a transposed slot */
     int64_t key_step, value_step;        /* reals of a natural token */
     int64_t entries;                     /* of a head's bias; 0: none */
     int64_t kind_reals;                  /* of a kind's sums of one head */
     int d_query, d_key, d_value, d_bias; /* wanted; d_key and d_value: of any key, any value */
+    int d_key_bias;                      /* it is one more channel of d_key */
     int d_slope;                         /* some gradient needs that of the scores */
     int64_t block_reals;                 /* of a block of weights */
     size_t worker_bytes;
@@ -27,6 +29,7 @@ typedef struct backward_state {
 /* What all workers share. A sink is where a gradient of keys or values is summed up. */
 typedef struct backward_sink {
     tensor out, more_out;   /* data NULL: not wanted */
+    int wanted;             /* out, or a bias that comes with it */
     real *copy;             /* [unit][key][step] where out cannot be added to; NULL: it can */
     real *own, *more;       /* [unit][own cell][key][step], [unit][band][additional][step] */
     int64_t step, channels; /* reals of a packed token, and those that count */
@@ -37,6 +40,7 @@ typedef struct backward_run {
     const natten_problem *problem;
     int64_t workers, finishers;
     tensor query, key, value, out, lse, more_key, more_value, d_out, d_lse, d_query, d_bias;
+    tensor key_bias, d_key_bias;
     backward_sink sink[2]; /* of keys, of values */
     const real *bias;      /* times log2(e), NULL: none */
     double *d_bias_sums;   /* [unit][band][head of the group][entry] */
@@ -169,10 +173,18 @@ static void backward_begin(backward_tile *t)
         const char *query = backward_row(t, &run->query, r);
         const char *grad = backward_row(t, &run->d_out, r);
         pack_transposed(run->query.dtype, query, run->query.axis[2], count, s->depth, scale2,
-                        w->query + (int64_t)r * s->depth * VL, VL);
+                        w->query + (int64_t)r * s->terms * VL, VL);
+        if (run->key_bias.data)
+            vec_store(w->query + (int64_t)(r * s->terms + s->depth) * VL, vec_set1((real)LOG2_E));
+        real *natural = w->query_natural + r * VL * s->key_step;
         if (s->d_key)
             pack_natural(run->query.dtype, query, run->query.axis[2], count, s->depth, scale,
-                         w->query_natural + r * VL * s->key_step, s->key_step);
+                         natural, s->key_step);
+        for (int l = 0; s->d_key_bias && l < count; l++, natural += s->key_step) {
+            if (s->depth % VL == 0)
+                vec_store(natural + s->depth, vec_zero());
+            natural[s->depth] = 1;
+        }
         pack_natural(run->d_out.dtype, grad, run->d_out.axis[2], count, s->channels, 1,
                      w->grad_natural + r * VL * s->value_step, s->value_step);
         real *lse = t->lse + r * VL;
@@ -183,7 +195,8 @@ static void backward_begin(backward_tile *t)
         const char *from = backward_row(t, &run->lse, r);
         for (int l = 0; l < count; l++, from += run->lse.axis[2]) {
             memcpy(&lse[l], from, sizeof(real));
-            lse[l] *= (real)LOG2_E;
+            /* Without keys weights come out as 0, too. */
+            lse[l] = lse[l] == (real)-INFINITY ? (real)INFINITY : lse[l] * (real)LOG2_E;
         }
         if (s->d_slope) {
             pack_transposed(run->d_out.dtype, grad, run->d_out.axis[2], count, s->channels, 1,
@@ -233,9 +246,9 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
     const backward_state *s = w->run->state;
     const scoring keys = {.query = w->query,
                           .key = w->key,
-                          .slot_step = s->line * s->depth,
+                          .slot_step = s->line * s->terms,
                           .key_depth = s->line,
-                          .depth = s->depth,
+                          .depth = s->terms,
                           .half = t->lanes->half,
                           .forbidden = (real)-INFINITY,
                           .room = w->room};
@@ -362,7 +375,7 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
                     .grad_lane = sink->step};
     while (a.count < count && spans[a.count].z >= 0)
         a.count++;
-    if (a.count && sink->out.data)
+    if (a.count && sink->wanted)
         scatter_spans(&a, t->rows, (int)sink->channels);
     for (int i = 0; i < a.count; i++)
         backward_advance(&spans[i], t->width, at);

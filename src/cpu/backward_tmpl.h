@@ -14,18 +14,18 @@ static size_t backward_layout(const backward_state *s, backward_worker *w, char 
 {
     const na_geometry *g = s->g;
     const int64_t tokens = g->slots * g->width, lanes = (int64_t)s->rows * VL;
-    const int deeper = s->depth > s->channels ? s->depth : s->channels;
+    const int deeper = s->terms > s->channels ? s->terms : s->channels;
     const struct {
         void *part;
         int64_t count;
         size_t size;
     } parts[] = {
-        {&w->key, g->slots * s->line * s->depth + 2 * VL, sizeof(real)},
+        {&w->key, g->slots * s->line * s->terms + 2 * VL, sizeof(real)},
         {&w->value, s->d_slope * (g->slots * s->line * s->channels + 2 * VL), sizeof(real)},
         {&w->natural, s->d_query * tokens * s->key_step, sizeof(real)},
         {&w->sum[0], s->d_key * tokens * s->key_step, sizeof(real)},
         {&w->sum[1], s->d_value * tokens * s->value_step, sizeof(real)},
-        {&w->query, lanes * s->depth, sizeof(real)},
+        {&w->query, lanes * s->terms, sizeof(real)},
         {&w->grad, s->d_slope * lanes * s->channels, sizeof(real)},
         {&w->query_natural, s->d_key * lanes * s->key_step, sizeof(real)},
         {&w->grad_natural, lanes * s->value_step, sizeof(real)},
@@ -135,7 +135,7 @@ static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int 
     const int add = w->seen[number] || later;
     for (int i = 0; i < 2; i++) {
         const backward_sink *sink = &w->run->sink[i];
-        if (!sink->out.data)
+        if (!sink->wanted)
             continue;
         int64_t step;
         real *cell = backward_cell(w, sink, held->z, held->y, begin, &step);
@@ -172,13 +172,20 @@ static void backward_pack_slot(const backward_worker *w, int64_t slot, const ten
 {
     const backward_state *s = w->run->state;
     pack_transposed(key->dtype, keys, key_token, tokens, s->depth, 1,
-                    w->key + slot * s->line * s->depth, s->line);
+                    w->key + slot * s->line * s->terms, s->line);
     if (s->d_slope)
         pack_transposed(key->dtype, values, value_token, tokens, s->channels, 1,
                         w->value + slot * s->line * s->channels, s->line);
     if (s->d_query)
         pack_natural(key->dtype, keys, key_token, tokens, s->depth, 1,
                      w->natural + slot * s->g->width * s->key_step, s->key_step);
+}
+
+/* Where the biases of a slot's keys are. */
+static real *backward_key_bias(const backward_worker *w, int64_t slot)
+{
+    const backward_state *s = w->run->state;
+    return w->key + (slot * s->terms + s->depth) * s->line;
 }
 
 /* A na_pack. */
@@ -191,6 +198,9 @@ static void backward_pack(void *context, int64_t slot, int32_t z, int32_t y, con
     backward_pack_slot(w, slot, &run->key, tensor_at(&run->key, b, h, z, y, part->first),
                        run->key.axis[2], tensor_at(&run->value, b, h, z, y, part->first),
                        run->value.axis[2], part->width);
+    if (run->key_bias.data)
+        key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h, z, y, part->first),
+                      part->width, backward_key_bias(w, slot));
 }
 
 /* Zeroes the sums of slots. */
@@ -236,6 +246,8 @@ static void backward_open_more(backward_worker *w)
         const tensor *k = &run->more_key, *v = &run->more_value;
         backward_pack_slot(w, slot, k, tensor_at(k, b, h, 0, 0, 0) + n * k->axis[0], k->axis[0],
                            tensor_at(v, b, h, 0, 0, 0) + n * v->axis[0], v->axis[0], tokens);
+        if (run->key_bias.data)
+            key_bias_pack(NULL, NULL, tokens, backward_key_bias(w, slot));
     }
 }
 
@@ -251,7 +263,7 @@ static void backward_close(backward_worker *w)
         backward_flush(w, slot);
     for (int i = 0; i < 2; i++) {
         const backward_sink *sink = &run->sink[i];
-        for (int64_t c = 0; c < bands->cells && sink->out.data; c++) {
+        for (int64_t c = 0; c < bands->cells && sink->wanted; c++) {
             const int64_t row = c / bands->row_cells, x = c % bands->row_cells * bands->cell;
             const int64_t left = extent - x < bands->cell ? extent - x : bands->cell;
             int64_t step;

@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: MIT
- * The relative position bias and its gradient. Parameters: the texts kernels.c includes before this
- * one. */
+ * The biases and the gradient of the position bias. Parameters: the texts kernels.c includes before
+ * this one. */
+
+/* A key bias is one more channel of the packed keys, which the queries multiply by one. Sets that
+ * channel of a slot's keys to their bias; additional tokens (no tensor) have 0. */
+static void key_bias_pack(const tensor *bias, const char *from, int tokens, real *channel)
+{
+    memset(channel, 0, (size_t)padded(tokens) * sizeof *channel);
+    for (int t = 0; bias && t < tokens; t++)
+        memcpy(channel + t, from + t * bias->axis[2], sizeof *channel);
+}
 
 /* Entries of a head's bias; 0: there is none. */
 static int64_t bias_entries(const natten_problem *p)

@@ -13,6 +13,7 @@ typedef struct forward_state {
     na_geometry *g;
     int rows;            /* most rows of a tile */
     int depth, channels; /* of keys, of values */
+    int terms;           /* of a score: channels, and one for a key bias */
     int64_t key_depth;   /* reals between channels of a transposed slot */
     int64_t slot_step;   /* reals of a transposed slot */
     int64_t value_step;  /* reals of a natural token */
@@ -27,7 +28,7 @@ typedef struct forward_run {
     const forward_state *state;
     const natten_problem *problem;
     int64_t workers;
-    tensor query, key, value, out, lse, more_key, more_value;
+    tensor query, key, value, out, lse, more_key, more_value, key_bias;
     const real *bias; /* times log2(e), NULL: none */
     char *scratch;
     int direct, stream;
@@ -94,11 +95,13 @@ static void forward_begin(forward_tile *t)
     const forward_worker *w = t->w;
     const forward_run *run = w->run;
     const forward_state *s = run->state;
-    const int64_t step = (int64_t)s->depth * VL;
+    const int64_t step = (int64_t)s->terms * VL;
     for (int r = 0; r < t->rows; r++) {
         pack_transposed(run->query.dtype, forward_row(t, &run->query, r), run->query.axis[2],
                         t->lanes->count, s->depth, (real)(run->problem->scale * LOG2_E),
                         w->query + r * step, VL);
+        if (run->key_bias.data)
+            vec_store(w->query + r * step + s->depth * VL, vec_set1((real)LOG2_E));
         vec_store(t->top + r * VL, vec_set1((real)-INFINITY));
         vec_store(t->low + r * VL, vec_set1((real)-INFINITY));
         vec_store(t->total + r * VL, vec_zero());
@@ -127,7 +130,7 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
                              .key = w->key,
                              .slot_step = s->slot_step,
                              .key_depth = s->key_depth,
-                             .depth = s->depth,
+                             .depth = s->terms,
                              .half = t->lanes->half,
                              .forbidden = (real)-INFINITY,
                              .top = t->top,
@@ -158,7 +161,8 @@ static void forward_rescale(forward_tile *t, int first)
         if (t->lanes->half)
             top = half_twice(top);
 #endif
-        top = vec_ceil(top);
+        /* Finite, though all keys so far may be masked. */
+        top = vec_max(vec_ceil(top), vec_set1(lowest));
         vec_store(t->low + r * VL, top);
         if (first)
             continue;
@@ -211,14 +215,20 @@ static void forward_finish(forward_tile *t)
         if (t->lanes->half)
             total = half_fold(total);
 #endif
-        vec_store(t->factor + r * VL, vec_div(vec_set1(1), total));
+        /* Of a query without keys all weights are 0: so is the factor. */
+        vec_store(t->factor + r * VL, vec_scale2(vec_div(vec_set1(1), total), vec_zero(), total,
+                                                 vec_set1((real)FLT_MIN)));
         if (!run->lse.data)
             continue;
         real lse[VL] __attribute__((aligned(64)));
+        vec_store(t->total + r * VL, total);
         vec_store(lse, vec_fma(vec_load(t->low + r * VL), vec_set1((real)LN_2), logarithm(total)));
         char *to = forward_row(t, &run->lse, r);
-        for (int l = 0; l < t->lanes->count; l++, to += run->lse.axis[2])
+        for (int l = 0; l < t->lanes->count; l++, to += run->lse.axis[2]) {
+            if (t->total[r * VL + l] == 0)
+                lse[l] = (real)-INFINITY;
             memcpy(to, &lse[l], sizeof(real));
+        }
     }
 }
 

@@ -10,10 +10,10 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
     const na_geometry *g = s->g;
     const size_t reals[] = {(size_t)(g->slots * s->slot_step + 2 * VL),
                             (size_t)(g->slots * g->width * s->value_step),
-                            (size_t)s->rows * s->depth * VL,
+                            (size_t)s->rows * s->terms * VL,
                             (size_t)s->rows * s->score_row,
                             (size_t)s->rows * VL * s->value_step,
-                            (size_t)s->depth * KEYS_MAX * VL};
+                            (size_t)s->terms * KEYS_MAX * VL};
     real **const part[] = {&w->key, &w->value, &w->query, &w->score, &w->sum, &w->room};
     size_t at = 0;
     for (int i = 0; i < 6; i++) {
@@ -39,6 +39,9 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
     const int64_t b = w->work.batch, h = w->work.kv_head;
     pack_transposed(run->key.dtype, tensor_at(&run->key, b, h, z, y, part->first), run->key.axis[2],
                     part->width, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
+    if (run->key_bias.data)
+        key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h, z, y, part->first),
+                      part->width, w->key + slot * s->slot_step + s->depth * s->key_depth);
     pack_natural(run->value.dtype, tensor_at(&run->value, b, h, z, y, part->first),
                  run->value.axis[2], part->width, s->channels, 1,
                  w->value + slot * s->g->width * s->value_step, s->value_step);
@@ -76,6 +79,9 @@ static void forward_pack_more(forward_worker *w)
         pack_transposed(
             k->dtype, tensor_at(k, w->work.batch, w->work.kv_head, 0, 0, 0) + n * k->axis[0],
             k->axis[0], tokens, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
+        if (run->key_bias.data)
+            key_bias_pack(NULL, NULL, tokens,
+                          w->key + slot * s->slot_step + s->depth * s->key_depth);
         pack_natural(v->dtype,
                      tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
                      v->axis[0], tokens, s->channels, 1, w->value + slot * g->width * s->value_step,
@@ -153,6 +159,7 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     run.lse = tensor_of(p, addresses, NATTEN_LSE);
     run.more_key = tensor_of(p, addresses, NATTEN_ADDITIONAL_KEY);
     run.more_value = tensor_of(p, addresses, NATTEN_ADDITIONAL_VALUE);
+    run.key_bias = tensor_of(p, addresses, NATTEN_KEY_BIAS);
     run.direct = stored_size((int)p->dtype) == sizeof(real) && s->channels % VL == 0;
     run.stream = run.direct && forward_streams(&run.out);
     run.workers = na_workers(addresses, s->g->tasks);
@@ -204,7 +211,8 @@ static natten_status forward_plan(natten_plan *plan)
     s->channels = (int)p->value_dim;
     /* An odd number of cache lines, so that channels do not fall into the same cache sets. */
     s->key_depth = ((s->g->width + line - 1) / line | 1) * line;
-    s->slot_step = s->key_depth * s->depth;
+    s->terms = s->depth + na_has(p, NATTEN_KEY_BIAS);
+    s->slot_step = s->key_depth * s->terms;
     s->value_step = padded(s->channels);
     s->chapter = (int)(keys < room ? keys : room);
     s->score_row = (int64_t)s->chapter * VL + 2 * VL;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * All vector kernels, built once for each instruction set and real type: NA_ISA_HEADER names the
  * vector words, NA_KERNELS the table. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -11,9 +11,11 @@
 #ifdef REAL_F64
 static const real magic = 0x1.8p52;
 static const real smallest_power = -1021;
+static const real lowest = -DBL_MAX;
 #else
 static const real magic = 0x1.8p23f;
 static const real smallest_power = -125;
+static const real lowest = -FLT_MAX;
 #endif
 
 /* 2^f for |f| <= 1/2. */

@@ -20,14 +20,13 @@ typedef struct tensor {
 static tensor tensor_of(const natten_problem *problem, const natten_run *run, natten_role role)
 {
     const natten_layout *layout = &problem->layout[role];
-    const int64_t size = role == NATTEN_LSE || role == NATTEN_D_LSE
-                             ? (int64_t)sizeof(real)
-                             : (int64_t)na_dtype_size((natten_dtype)problem->dtype);
+    const natten_dtype dtype = na_role_dtype(problem, role);
+    const int64_t size = (int64_t)na_dtype_size(dtype);
     tensor t = {na_has(problem, role) ? run->data[role] : NULL,
                 layout->batch * size,
                 {layout->axis[0] * size, layout->axis[1] * size, layout->axis[2] * size},
                 layout->head * size,
-                (int)problem->dtype};
+                (int)dtype};
     return t;
 }
 

@@ -12,7 +12,9 @@ typedef struct unfused {
     tensor query;     /* score: query or d_out; gather: out or d_query */
     tensor key, more; /* keys or values, and those of the additional tokens */
     tensor attn;
+    tensor key_bias;
     int depth;     /* channels */
+    int terms;     /* of a score: channels, and one for a key bias */
     int64_t slots; /* of a query */
     real factor;
     real forbidden;    /* score: what slots without a key hold */
@@ -48,9 +50,9 @@ static worker score_worker(const unfused *u, pieces *p)
     w.rows = piece(p, 2 * (int64_t)g->key_rows, sizeof *w.rows);
     w.spans = piece(p, g->spans, sizeof *w.spans);
     w.key = piece(p, g->slots * u->slot_step + 4 * VL, sizeof(real));
-    w.query = piece(p, (int64_t)NA_ROWS * u->depth * VL, sizeof(real));
+    w.query = piece(p, (int64_t)NA_ROWS * u->terms * VL, sizeof(real));
     w.score = piece(p, NA_ROWS * padded(u->slots) * VL, sizeof(real));
-    w.room = piece(p, (int64_t)u->depth * KEYS_MAX * VL, sizeof(real));
+    w.room = piece(p, (int64_t)u->terms * KEYS_MAX * VL, sizeof(real));
     return w;
 }
 
@@ -74,6 +76,10 @@ static void pack_score_slot(void *context, int64_t slot, int32_t z, int32_t y, c
     const char *key = tensor_at(&u->key, w->work->batch, w->work->kv_head, z, y, part->first);
     pack_transposed(u->key.dtype, key, u->key.axis[2], part->width, u->depth, 1,
                     w->key + slot * u->slot_step, u->key_depth);
+    if (u->key_bias.data)
+        key_bias_pack(&u->key_bias,
+                      tensor_at(&u->key_bias, w->work->batch, w->work->kv_head, z, y, part->first),
+                      part->width, w->key + slot * u->slot_step + u->depth * u->key_depth);
 }
 
 static void pack_gather_slot(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
@@ -108,6 +114,8 @@ static int pack_keys(worker *w, const na_work *work, int transposed)
         else
             pack_natural(u->more.dtype, from, u->more.axis[0], some, u->depth, 1, to,
                          padded(u->depth));
+        if (u->key_bias.data)
+            key_bias_pack(NULL, NULL, some, to + u->depth * u->key_depth);
     }
     return row_count;
 }
@@ -165,10 +173,13 @@ static void score_tile(worker *w, tile *t)
 {
     const unfused *u = w->u;
     const int rows = t->work->rows;
-    const int64_t row_step = padded(u->slots) * VL, query_step = (int64_t)u->depth * VL;
-    for (int r = 0; r < rows; r++)
+    const int64_t row_step = padded(u->slots) * VL, query_step = (int64_t)u->terms * VL;
+    for (int r = 0; r < rows; r++) {
         pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2], t->lanes,
                         u->depth, u->factor, w->query + r * query_step, VL);
+        if (u->key_bias.data)
+            vec_store(w->query + r * query_step + u->depth * VL, vec_set1(1));
+    }
     if (t->cut || t->masked)
         for (int64_t i = 0; i < rows * row_step; i += VL)
             vec_store(w->score + i, vec_set1(u->forbidden));
@@ -176,7 +187,7 @@ static void score_tile(worker *w, tile *t)
                        .key = w->key,
                        .slot_step = u->slot_step,
                        .key_depth = u->key_depth,
-                       .depth = u->depth,
+                       .depth = u->terms,
                        .half = t->width != VL,
                        .room = w->room};
     for (int i = 0; i < t->count; i++) {
@@ -322,6 +333,11 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
     u->key = tensor_of(p, run, keys ? NATTEN_KEY : NATTEN_VALUE);
     u->more = tensor_of(p, run, keys ? NATTEN_ADDITIONAL_KEY : NATTEN_ADDITIONAL_VALUE);
     u->depth = (int)(keys ? p->head_dim : p->value_dim);
+    u->terms = u->depth;
+    if (p->op == NATTEN_QK) {
+        u->key_bias = tensor_of(p, run, NATTEN_KEY_BIAS);
+        u->terms += u->key_bias.data != NULL;
+    }
     u->slots = slots_of(p);
     u->factor = keys ? (real)p->scale : 1;
     u->forbidden = p->op == NATTEN_QK ? (real)-INFINITY : 0;
@@ -331,7 +347,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
         const int64_t line = 64 / (int64_t)sizeof(real);
         u->key_depth = (u->geometry->width + line - 1) / line * line;
         u->key_depth += u->key_depth / line % 2 ? 0 : line;
-        u->slot_step = u->key_depth * u->depth;
+        u->slot_step = u->key_depth * u->terms;
     }
     u->stream = !scores && forward_streams(&u->query);
     pieces worker = {NULL, 0};
