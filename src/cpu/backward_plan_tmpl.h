@@ -195,6 +195,7 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
                                   .step = s->value_step,
                                   .channels = s->channels};
     run.key_bias = tensor_of(p, addresses, NATTEN_KEY_BIAS);
+    run.dropping = dropping_of(p, addresses);
     run.d_key_bias = tensor_of(p, addresses, NATTEN_D_KEY_BIAS);
     run.sink[0].wanted = run.sink[0].out.data || s->d_key_bias;
     run.sink[1].wanted = run.sink[1].out.data != NULL;

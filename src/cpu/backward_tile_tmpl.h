@@ -45,6 +45,7 @@ typedef struct backward_run {
     const real *bias;      /* times log2(e), NULL: none */
     double *d_bias_sums;   /* [unit][band][head of the group][entry] */
     char *scratch;
+    dropping dropping;
     int direct, stream; /* d_query is written by aggregate, past the caches */
 } backward_run;
 
@@ -75,6 +76,7 @@ typedef struct backward_worker {
     na_key_row *key_rows;
     na_span *spans;
     int key_row_count;
+    dropping_row dropping[ROWS_MAX]; /* of the tile */
 } backward_worker;
 
 /* One tile on its way. */
@@ -288,7 +290,7 @@ static void backward_weigh(const backward_tile *t)
         const int reals = t->keys[r] * t->width;
         const vec lse = vec_load(t->lse + r * VL), delta = vec_load(t->delta + r * VL);
         real *p = t->weight[r], *d = t->slope[r];
-        if (!t->w->run->state->d_slope)
+        if (!t->w->run->state->d_slope || t->w->run->dropping.threshold)
             for (int i = 0; i < reals; i += VL)
                 vec_store(p + i, power(vec_sub(vec_load(p + i), lse), zero));
         else
@@ -297,6 +299,25 @@ static void backward_weigh(const backward_tile *t)
                 vec_store(p + i, weight);
                 vec_store(d + i, vec_mul(weight, vec_sub(vec_load(d + i), delta)));
             }
+    }
+}
+
+/* Weights that dropout changes, of a block of spans, and gradients of scores. */
+static void backward_drop(const backward_tile *t, const na_span *spans, int count)
+{
+    const backward_run *run = t->w->run;
+    const backward_state *s = run->state;
+    real *weight[ROWS_MAX], *slope[ROWS_MAX];
+    memcpy(weight, t->weight, sizeof weight);
+    memcpy(slope, t->slope, sizeof slope);
+    for (const na_span *span = spans; span < spans + count; span++) {
+        for (int r = span->lo; r < span->hi; r++) {
+            dropping_row *row = &t->w->dropping[r];
+            drop_gradients(&run->dropping, row, dropping_slot(row, s->g, span), span->len, t->width,
+                           vec_load(t->delta + r * VL), weight[r], s->d_slope ? slope[r] : NULL);
+        }
+        backward_advance(span, t->width, weight);
+        backward_advance(span, t->width, slope);
     }
 }
 
@@ -396,12 +417,16 @@ static void backward_tile_run(backward_worker *w, int tile, int end)
     const int count =
         na_spans(s->g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
     backward_begin(&t);
+    if (w->run->dropping.threshold)
+        dropping_begin(&w->run->dropping, s->g, &w->work, tile, w->dropping);
     backward_look_on(w, tile, end, count);
     for (int from = 0; from < count;) {
         const na_span *spans = w->spans + from;
         const int some = backward_block(&t, spans, count - from);
         backward_score(&t, spans, some);
         backward_weigh(&t);
+        if (w->run->dropping.threshold)
+            backward_drop(&t, spans, some);
         if (s->d_bias)
             backward_bias(&t, spans, some);
         if (s->d_query)

@@ -32,6 +32,7 @@ typedef struct forward_run {
     const real *bias; /* times log2(e), NULL: none */
     char *scratch;
     int direct, stream;
+    dropping dropping;
 } forward_run;
 
 /* One worker's memory. */
@@ -44,6 +45,7 @@ typedef struct forward_worker {
     na_key_row *key_rows, *next_rows; /* of this task, of the next */
     na_span *spans;
     int key_row_count, next_row_count;
+    dropping_row dropping[ROWS_MAX]; /* of the tile */
 } forward_worker;
 
 /* One tile on its way. */
@@ -216,8 +218,8 @@ static void forward_finish(forward_tile *t)
             total = half_fold(total);
 #endif
         /* Of a query without keys all weights are 0: so is the factor. */
-        vec_store(t->factor + r * VL, vec_scale2(vec_div(vec_set1(1), total), vec_zero(), total,
-                                                 vec_set1((real)FLT_MIN)));
+        vec_store(t->factor + r * VL, vec_scale2(vec_div(vec_set1(run->dropping.factor), total),
+                                                 vec_zero(), total, vec_set1((real)FLT_MIN)));
         if (!run->lse.data)
             continue;
         real lse[VL] __attribute__((aligned(64)));
@@ -230,6 +232,21 @@ static void forward_finish(forward_tile *t)
             memcpy(to, &lse[l], sizeof(real));
         }
     }
+}
+
+/* Drops weights of a block of spans. */
+static void forward_drop(const forward_tile *t, const na_span *spans, int count)
+{
+    const forward_run *run = t->w->run;
+    real *at[ROWS_MAX];
+    memcpy(at, t->at, sizeof at);
+    for (const na_span *span = spans; span < spans + count; span++)
+        for (int r = span->lo; r < span->hi; r++) {
+            dropping_row *row = &t->w->dropping[r];
+            drop_weights(&run->dropping, row, dropping_slot(row, run->state->g, span), span->len,
+                         t->width, at[r]);
+            at[r] += span->len * t->width;
+        }
 }
 
 /* Weights of a chapter times values, in blocks of spans. */
@@ -253,6 +270,8 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
         }
         for (int r = 0; r < t->rows; r++)
             forward_weigh(t, r, (int64_t)keys[r] * t->width);
+        if (run->dropping.threshold)
+            forward_drop(t, spans + from, to - from);
         const int end = last && to == count;
         if (end)
             forward_finish(t);
@@ -306,6 +325,8 @@ static void forward_tile_run(forward_worker *w, int tile)
     t.width = t.lanes->half ? HALF : VL;
     t.span_count = na_spans(g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
     forward_begin(&t);
+    if (run->dropping.threshold)
+        dropping_begin(&run->dropping, g, &w->work, tile, w->dropping);
     forward_next_queries(w, tile, t.span_count);
     for (int from = 0; from < t.span_count;) {
         const na_span *spans = w->spans + from;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dropout.h"
 #include "cpu/bands.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -18,6 +19,7 @@
 #include "cpu/math_tmpl.h"
 #include "cpu/bias_tmpl.h"
 #include "cpu/ahead_tmpl.h"
+#include "cpu/dropout_tmpl.h"
 #include "cpu/forward_tile_tmpl.h"
 #include "cpu/forward_tmpl.h"
 #include "cpu/weights_tmpl.h"

@@ -19,8 +19,6 @@ static natten_status plan_with(natten_plan *plan, const na_cpu_kernels *f32,
         return na_refuse(plan, "nothing to compute");
     if (na_window_size(p) > largest_window)
         return na_refuse(plan, "the window holds too many tokens");
-    if (p->dropout > 0)
-        return na_refuse(plan, "no dropout yet");
     const na_cpu_kernels *kernels = p->dtype == NATTEN_F64 ? f64 : f32;
     if (!kernels->plan[p->op])
         return na_refuse(plan, "no vector kernel for this op");

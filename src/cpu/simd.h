@@ -12,6 +12,9 @@
  *   pin                                 the same value, in a register (gcc would fold a load into
  *                                       each of its uses: that halves the speed of correlate)
  *   index_load                          VL int32 to a vec_index
+ *   index_set1 index_xor                of the lowest 32 bits of each integer; others are ignored
+ *   index_multiply(a, m, &high)         likewise: the products' lower 32 bits; their upper 32 bits
+ *   index_low16 index_high16            bits 0 to 15, 16 to 31
  *   permute(i, a)                       lane l: a[i[l]]
  *   permute2(i, a, b)                   lane l: the i[l]-th of a's lanes followed by b's
  *   gather(p, i)                        lane l: p[i[l]]

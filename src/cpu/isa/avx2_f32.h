@@ -46,6 +46,20 @@ WORD vec vec_pin(vec a)
 }
 
 WORD vec_index vec_index_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+WORD vec_index vec_index_set1(uint32_t a) { return _mm256_set1_epi32((int)a); }
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return _mm256_xor_si256(a, b); }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    __m256i factor = _mm256_set1_epi32((int)m), even = _mm256_mul_epu32(a, factor);
+    __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor);
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+WORD vec_index vec_index_low16(vec_index a)
+{
+    return _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
+}
+WORD vec_index vec_index_high16(vec_index a) { return _mm256_srli_epi32(a, 16); }
 WORD vec vec_permute(vec_index i, vec a) { return _mm256_permutevar8x32_ps(a, i); }
 WORD vec vec_permute2(vec_index i, vec a, vec b)
 {

@@ -48,6 +48,19 @@ WORD vec_index vec_index_load(const int32_t *p)
 {
     return _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)p));
 }
+WORD vec_index vec_index_set1(uint32_t a) { return _mm256_set1_epi64x(a); }
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return _mm256_xor_si256(a, b); }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    __m256i product = _mm256_mul_epu32(a, _mm256_set1_epi64x(m));
+    *high = _mm256_srli_epi64(product, 32);
+    return product;
+}
+WORD vec_index vec_index_low16(vec_index a)
+{
+    return _mm256_and_si256(a, _mm256_set1_epi64x(0xffff));
+}
+WORD vec_index vec_index_high16(vec_index a) { return vec_index_low16(_mm256_srli_epi64(a, 16)); }
 /* AVX2 permutes only 32-bit lanes across: lane i is the pair 2i, 2i + 1. */
 WORD vec vec_permute(vec_index i, vec a)
 {

@@ -44,6 +44,20 @@ WORD vec vec_pin(vec a)
 }
 
 WORD vec_index vec_index_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+WORD vec_index vec_index_set1(uint32_t a) { return _mm512_set1_epi32((int)a); }
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return _mm512_xor_si512(a, b); }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    __m512i factor = _mm512_set1_epi32((int)m), even = _mm512_mul_epu32(a, factor);
+    __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), factor);
+    *high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, (_MM_PERM_ENUM)0xf5);
+    return _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, (_MM_PERM_ENUM)0xa0);
+}
+WORD vec_index vec_index_low16(vec_index a)
+{
+    return _mm512_and_si512(a, _mm512_set1_epi32(0xffff));
+}
+WORD vec_index vec_index_high16(vec_index a) { return _mm512_srli_epi32(a, 16); }
 WORD vec vec_permute(vec_index i, vec a) { return _mm512_permutexvar_ps(i, a); }
 WORD vec vec_permute2(vec_index i, vec a, vec b) { return _mm512_permutex2var_ps(a, i, b); }
 WORD vec vec_gather(const real *p, vec_index i) { return _mm512_i32gather_ps(i, p, 4); }

@@ -44,6 +44,19 @@ WORD vec_index vec_index_load(const int32_t *p)
 {
     return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)p));
 }
+WORD vec_index vec_index_set1(uint32_t a) { return _mm512_set1_epi64(a); }
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return _mm512_xor_si512(a, b); }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    __m512i product = _mm512_mul_epu32(a, _mm512_set1_epi64(m));
+    *high = _mm512_srli_epi64(product, 32);
+    return product;
+}
+WORD vec_index vec_index_low16(vec_index a)
+{
+    return _mm512_and_si512(a, _mm512_set1_epi64(0xffff));
+}
+WORD vec_index vec_index_high16(vec_index a) { return vec_index_low16(_mm512_srli_epi64(a, 16)); }
 WORD vec vec_permute(vec_index i, vec a) { return _mm512_permutexvar_pd(i, a); }
 WORD vec vec_permute2(vec_index i, vec a, vec b) { return _mm512_permutex2var_pd(a, i, b); }
 WORD vec vec_gather(const real *p, vec_index i) { return _mm512_i64gather_pd(i, p, 8); }

@@ -72,6 +72,24 @@ WORD vec_index vec_index_load(const int32_t *p)
         a[i] = p[i];
     return a;
 }
+WORD vec_index vec_index_set1(uint32_t a)
+{
+    vec_index zero = {0};
+    return zero + (real_bits)a;
+}
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return a ^ b; }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    vec_index low = {0};
+    for (int i = 0; i < VL; i++) {
+        uint64_t product = (uint64_t)(uint32_t)a[i] * m;
+        low[i] = (real_bits)(uint32_t)product;
+        (*high)[i] = (real_bits)(product >> 32);
+    }
+    return low;
+}
+WORD vec_index vec_index_low16(vec_index a) { return a & 0xffff; }
+WORD vec_index vec_index_high16(vec_index a) { return a >> 16 & 0xffff; }
 WORD vec vec_gather(const real *p, vec_index i)
 {
     vec a = {0};

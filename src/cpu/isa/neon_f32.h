@@ -51,6 +51,21 @@ WORD vec vec_pin(vec a)
 }
 
 WORD vec_index vec_index_load(const int32_t *p) { return vld1q_s32(p); }
+WORD vec_index vec_index_set1(uint32_t a) { return vdupq_n_s32((int32_t)a); }
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return veorq_s32(a, b); }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    uint32x4_t bits = vreinterpretq_u32_s32(a), factor = vdupq_n_u32(m);
+    uint32x4_t front = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(bits), vget_low_u32(factor)));
+    uint32x4_t back = vreinterpretq_u32_u64(vmull_high_u32(bits, factor));
+    *high = vreinterpretq_s32_u32(vuzp2q_u32(front, back));
+    return vreinterpretq_s32_u32(vuzp1q_u32(front, back));
+}
+WORD vec_index vec_index_low16(vec_index a) { return vandq_s32(a, vdupq_n_s32(0xffff)); }
+WORD vec_index vec_index_high16(vec_index a)
+{
+    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), 16));
+}
 /* The table lookups of NEON count bytes. */
 WORD uint8x16_t neon_bytes(vec_index i)
 {

@@ -46,6 +46,16 @@ WORD vec vec_pin(vec a)
 }
 
 WORD vec_index vec_index_load(const int32_t *p) { return vmovl_s32(vld1_s32(p)); }
+WORD vec_index vec_index_set1(uint32_t a) { return vdupq_n_s64(a); }
+WORD vec_index vec_index_xor(vec_index a, vec_index b) { return veorq_s64(a, b); }
+WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
+{
+    uint64x2_t product = vmull_u32(vmovn_u64(vreinterpretq_u64_s64(a)), vdup_n_u32(m));
+    *high = vreinterpretq_s64_u64(vshrq_n_u64(product, 32));
+    return vreinterpretq_s64_u64(product);
+}
+WORD vec_index vec_index_low16(vec_index a) { return vandq_s64(a, vdupq_n_s64(0xffff)); }
+WORD vec_index vec_index_high16(vec_index a) { return vec_index_low16(vshrq_n_s64(a, 16)); }
 /* The table lookups of NEON count bytes: of lane i, eight from 8 i on. */
 WORD uint8x16_t neon_bytes(vec_index i)
 {
