@@ -186,7 +186,7 @@ class Call:
         that has a bearing."""
         text = ctypes.create_string_buffer(1 << 14)
         _check(_lib.library.natten_explain(self.struct.problem, text, len(text)))
-        return text.value.decode()
+        return text.value.decode().rstrip()
 
     def run(
         self, addresses: Sequence[int], threads: int = 0, workspace: int = 0, stream: int = 0

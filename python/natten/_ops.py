@@ -93,15 +93,25 @@ def _prepare(
     return call, makers, copies if any(copies) else []
 
 
+def _keys(tensors: Sequence[Tensor | None]) -> tuple[_Key | None, ...]:
+    return tuple([None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors])
+
+
+def explain(op: Op, arguments: Sequence[Any]) -> str:
+    """Which kernel takes a call of the op, and why others refuse."""
+    tensors, numbers = arguments[: len(op.inputs)], arguments[len(op.inputs) :]
+    window = tuple(numbers[0])
+    call, _, _ = _prepare(op, _keys(tensors), window, _preferences.current, *numbers[1:])
+    return call.explain()
+
+
 def _python_kernel(op: Op) -> Callable[..., Any]:
     count = len(op.inputs)
     prepared = functools.lru_cache(maxsize=256)(functools.partial(_prepare, op))
 
     def kernel(*arguments: Any) -> Any:
         tensors = arguments[:count]
-        keys = tuple(
-            [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-        )
+        keys = _keys(tensors)
         numbers = (tuple(arguments[count]), _preferences.current, *arguments[count + 1 :])
         call, makers, copies = prepared(keys, *numbers)
         if copies:

@@ -20,7 +20,6 @@ from ._front import Optional, av, fused, public, qk
 from ._merge import merge_attentions
 from ._sequence import attention
 from ._window import Bools, Ints
-from .varlen import neighborhood_attention_varlen
 
 # The guide of 0.17 imports these from here.
 from .context import disable_gemm_na as disable_gemm_na
@@ -38,6 +37,7 @@ from .context import has_fused_na as has_fused_na
 from .context import has_gemm as has_gemm
 from .context import has_half as has_half
 from .context import has_tf32_gemm as has_tf32_gemm
+from .varlen import neighborhood_attention_varlen
 
 __all__ = [
     "attention",

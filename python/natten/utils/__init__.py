@@ -14,6 +14,7 @@ from .checks import (
     check_stride_arg,
     check_tiling_config,
 )
+from .explain import explain
 from .misc import get_device_cc, get_num_na_weights, make_attn_tensor_from_input
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "check_stride_arg",
     "check_tiling_config",
     "checks",
+    "explain",
     "get_device_cc",
     "get_num_na_weights",
     "log",
