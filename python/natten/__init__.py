@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import NattenError, NattenTypeError
 
 if TYPE_CHECKING:
+    from ._configs import *
     from .cache import *
     from .context import *
     from .functional import *
@@ -20,6 +21,28 @@ if TYPE_CHECKING:
 __version__ = "0.18.0"
 
 _HOMES = {
+    "_configs": (
+        "allow_flex_compile",
+        "allow_flex_compile_backprop",
+        "disable_flex_compile",
+        "disable_flex_compile_backprop",
+        "get_bwd_configs_for_cutlass_blackwell_fmha",
+        "get_bwd_configs_for_cutlass_blackwell_fna",
+        "get_bwd_configs_for_cutlass_fmha",
+        "get_bwd_configs_for_cutlass_fna",
+        "get_bwd_configs_for_cutlass_hopper_fmha",
+        "get_bwd_configs_for_cutlass_hopper_fna",
+        "get_configs_for_cutlass_blackwell_fmha",
+        "get_configs_for_cutlass_blackwell_fna",
+        "get_configs_for_cutlass_fmha",
+        "get_configs_for_cutlass_fna",
+        "get_configs_for_cutlass_hopper_fmha",
+        "get_configs_for_cutlass_hopper_fna",
+        "get_configs_for_flex_fmha",
+        "get_configs_for_flex_fna",
+        "is_flex_compile_allowed",
+        "is_flex_compile_backprop_allowed",
+    ),
     "cache": ("warmup",),
     "functional": (
         "attention",
@@ -84,7 +107,17 @@ _HOMES = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_SUBMODULES = ("cache", "context", "functional", "modules", "types", "utils", "varlen")
+_SUBMODULES = (
+    "cache",
+    "context",
+    "functional",
+    "modules",
+    "profiler",
+    "token_permute",
+    "types",
+    "utils",
+    "varlen",
+)
 
 __all__ = ["NattenError", "NattenTypeError", "__version__", *_HOME_OF]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _attention, _call, _lib, _ops
+from . import _attention, _call, _lib, _ops, _preferences
 from ._autograd import Optional, _chosen, _wanted, differentiable_again
 from ._errors import from_status
 
@@ -49,6 +49,7 @@ def _compute(
     table = table.cpu().contiguous()
     count, rank = table.shape[0], table.shape[1] // COLUMNS
     call = _lib.Call(op=op, order=_lib.HEADS_LAST, scale=scale)
+    call.preferences = _preferences.current
     for role in range(_lib.ROLES):
         call.tensor[role].dims = -1
     kept = [_describe(call.tensor[role], role, tensor) for role, tensor in inputs.items()]
@@ -64,6 +65,7 @@ def _compute(
     arguments = (ctypes.byref(call), table.data_ptr(), count, rank)
     size = ctypes.c_size_t()
     if like.is_cuda:
+        call.preferences = _preferences.refresh()
         _check(call, _lib.library.natten_call_items(*arguments, None, ctypes.byref(size)))
         workspace = like.new_empty(size.value, dtype=torch.uint8)
         run.workspace = workspace.data_ptr() or None

@@ -83,3 +83,32 @@ def merge_attentions(
     for weight, output in zip(weights[1:], outputs[1:], strict=True):
         out = torch.addcmul(out, weight.expand(output.shape), output.to(dtype))
     return out.to(outputs[0].dtype), total.masked_fill(empty, -torch.inf)
+
+
+def merge_with_additional(
+    output_fna: Tensor, output_sdpa: Tensor, lse_fna: Tensor, lse_sdpa: Tensor
+) -> Tensor:
+    """The merge of NATTEN 0.17 (natten.ops): attention to a window and to additional tokens.
+
+    Args:
+        output_fna: ``[batch, *map, heads, value_dim]``.
+        output_sdpa: the same, or with one axis in place of the map.
+        lse_fna: ``[batch, *map, heads]``.
+        lse_sdpa: ``[batch, heads, tokens]``, heads-first, tokens those of the map in row-major
+            order.
+
+    Returns:
+        ``[batch, *map, heads, value_dim]``.
+
+    Raises:
+        NattenError: tensors that do not fit each other.
+    """
+    lse = lse_sdpa.movedim(1, -1)
+    if lse.numel() != lse_fna.numel() or output_sdpa.numel() != output_fna.numel():
+        raise NattenError(
+            "The two attentions must be of the same queries, got "
+            f"{tuple(output_fna.shape)}, {tuple(output_sdpa.shape)}, {tuple(lse_fna.shape)} and "
+            f"{tuple(lse_sdpa.shape)}."
+        )
+    outputs = [output_fna, output_sdpa.reshape(output_fna.shape)]
+    return merge_attentions(outputs, [lse_fna, lse.reshape(lse_fna.shape)])[0]

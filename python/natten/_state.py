@@ -30,6 +30,8 @@ class NattenContext:
     training_memory_preference = MemoryUsagePreference.Default
     use_flex_attention = False
     force_flex_attention = False
+    flex_compile = False
+    flex_compile_backprop = False
     is_gemm_enabled = True
     is_tiled_enabled = True
     is_tf32_enabled = False

@@ -15,6 +15,7 @@ from torch import Tensor
 import natten.functional as F
 from natten import NattenError, NattenTypeError
 from natten._knobs import KernelSchedule
+from natten._merge import merge_with_additional
 from problems import DTYPES, arranged, assert_close
 
 
@@ -296,3 +297,15 @@ def test_errors(case: tuple[Callable[[], Any], type[Exception], str]) -> None:
     with pytest.raises(kind) as caught:
         call()
     assert text in str(caught.value)
+
+
+def test_merge_of_017() -> None:
+    q, k, v = (torch.randn(2, 4, 5, 2, 8) for _ in range(3))
+    more = [torch.randn(2, 3, 2, 8) for _ in range(2)]
+    out, lse = F.na2d(q, k, v, 3, return_lse=True)
+    extra, extra_lse = F.attention(q.flatten(1, 2), *more, return_lse=True)
+    merged = merge_with_additional(out, extra, lse, extra_lse.movedim(-1, 1))
+    whole = F.na2d(q, k, v, 3, additional_keys=more[0], additional_values=more[1])
+    torch.testing.assert_close(merged, whole)
+    with pytest.raises(NattenError, match="of the same queries"):
+        merge_with_additional(out, extra[:, :7], lse, extra_lse.movedim(-1, 1))
