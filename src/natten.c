@@ -51,6 +51,7 @@ static int explain(natten_plan *plan, const char *name, const char *sentence)
 static natten_status ask(natten_plan *plan, const na_kernel *kernel, const char *only)
 {
     natten_status status = NA_REFUSED;
+    plan->refusal[0] = 0;
     if (only && strncmp(kernel->name, only, strlen(only)))
         na_refuse(plan, "not among the kernels asked for (%s)", only);
     else if (na_disabled(kernel->name))
@@ -59,7 +60,9 @@ static natten_status ask(natten_plan *plan, const na_kernel *kernel, const char 
         status = kernel->plan(plan);
     if (status != NATTEN_OK && status != NA_REFUSED)
         return status;
-    if (explain(plan, kernel->name, status == NATTEN_OK ? "taken" : plan->refusal))
+    char taken[sizeof plan->refusal + 8];
+    snprintf(taken, sizeof taken, "taken%s%s", plan->refusal[0] ? ": " : "", plan->refusal);
+    if (explain(plan, kernel->name, status == NATTEN_OK ? taken : plan->refusal))
         return status;
     return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
 }

@@ -230,17 +230,13 @@ static double roundoffs(const trial *t, natten_role role)
 /* The bound on the error of one element, but for its last rounding. */
 static double allowed_error(const trial *t, natten_role role, double magnitude)
 {
-    natten_dtype dtype = (natten_dtype)t->problem.dtype;
-    int half = dtype == NATTEN_F16 || dtype == NATTEN_BF16;
-    double unit = dtype == NATTEN_F64 ? 0x1p-53 : 0x1p-24;
+    double unit = t->problem.dtype == NATTEN_F64 ? 0x1p-53 : 0x1p-24;
     /* An error of the logits, which grows with them, is an absolute error of a lse. */
     if (role == NATTEN_LSE)
         return unit * (12 + 3 * t->logits + magnitude);
     /* Weights that underflow are as good as 0. */
-    double error = roundoffs(t, role) * unit * magnitude + 0x1p-120;
-    if (half && t->rounds_weights)
-        error += (dtype == NATTEN_BF16 ? 0x1p-9 : 0x1p-12) * magnitude;
-    return error;
+    const double error = roundoffs(t, role) * unit * magnitude + 0x1p-120;
+    return error + t->weight_error * magnitude;
 }
 
 static double largest_magnitude(const double *values, int64_t count)
@@ -261,6 +257,7 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
     natten_dtype dtype = (natten_dtype)t->problem.dtype;
     int half = dtype == NATTEN_F16 || dtype == NATTEN_BF16;
     trial_error error = {.role = role};
+    double roundings = 0, worst = 0;
     for (int64_t i = 0; i < count; i++) {
         double exact = expected[i], off = fabs(got[i] - exact);
         double magnitude = role == NATTEN_LSE ? largest : t->magnitude[role][i];
@@ -276,6 +273,8 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
             rounding = fabs(round_to(dtype, exact) - exact);
             allowed *= 2;
         }
+        roundings = fmax(roundings, rounding);
+        worst = fmax(worst, off);
         double share = fmax(off - rounding, 0) / allowed;
         if (share <= error.share && i)
             continue;
@@ -283,5 +282,9 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
         error = (trial_error){
             share, off / magnitude, (allowed + rounding) / magnitude, role, i, got[i], exact};
     }
+    /* All in all rounded weights cost no more than the rounding of the results does. */
+    const int64_t enough = 1000;
+    if (t->weight_error && role != NATTEN_LSE && count >= enough)
+        error.share = fmax(error.share, worst / (2 * roundings));
     return error;
 }

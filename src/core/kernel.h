@@ -27,12 +27,12 @@ struct natten_plan {
     void *state;                  /* the kernel's own */
     void (*destroy)(void *state); /* NULL: free */
     size_t workspace;
-    uint64_t honours; /* the preferences that the kernel makes use of, set while planning */
-    char refusal[256];
+    uint64_t honours;  /* the preferences that the kernel makes use of, set while planning */
+    char refusal[256]; /* of the kernel asked last; if it agreed, what it had to say about that */
     char *explanation;
 };
 
-/* Notes why a kernel does not take the plan's problem; returns NA_REFUSED. */
+/* Notes why a kernel does not (or does) take the plan's problem; returns NA_REFUSED. */
 NA_PRINTF(2, 3) natten_status na_refuse(natten_plan *plan, const char *format, ...);
 
 /* The axis as window.h wants it. */

@@ -19,7 +19,7 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
         for (int c = 0; c < keys; c++)
             sum[r][c] = W(zero)();
     }
-    if (__builtin_expect(a->add, 0)) {
+    if (__builtin_expect(a->add, 0) && PER_REAL == 1) {
         UNROLL
         for (int r = 0; r < rows; r++) {
             UNROLL
@@ -44,7 +44,17 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
             k = W(pin)(k);
             UNROLL
             for (int r = 0; r < rows; r++)
-                sum[r][c] = W(fma)(q[r], k, sum[r][c]);
+                sum[r][c] = W(dot)(q[r], k, sum[r][c]);
+        }
+    }
+    if (PER_REAL > 1) {
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            UNROLL
+            for (int c = 0; c < keys; c++) {
+                V before = a->add ? W(load)(score[r] + c * WIDTH) : W(zero)();
+                sum[r][c] = W(fma)(W(set1)(a->scale), sum[r][c], before);
+            }
         }
     }
     if (__builtin_expect(a->limit != NULL, 0)) {

@@ -6,7 +6,7 @@
 #include <cpuid.h>
 #include <stdatomic.h>
 
-enum { KNOWN = 1, AVX2 = 2, AVX512 = 4 };
+enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8 };
 
 /* Register state that the system saves when it switches threads; without it the instructions trap.
  */
@@ -32,7 +32,10 @@ static int look(void)
         return KNOWN;
     if ((b & leaf7) != leaf7 || (state & avx512_state) != avx512_state)
         return KNOWN | AVX2;
-    return KNOWN | AVX2 | AVX512;
+    const unsigned leaf7_1 = 1 << 5;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & leaf7_1))
+        return KNOWN | AVX2 | AVX512;
+    return KNOWN | AVX2 | AVX512 | AVX512BF16;
 }
 
 /* Looked up once; two threads that look at the same time find the same. */
@@ -49,10 +52,12 @@ static int features(void)
 
 int na_cpu_has_avx2(void) { return (features() & AVX2) != 0; }
 int na_cpu_has_avx512(void) { return (features() & AVX512) != 0; }
+int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
 
 #else
 
 int na_cpu_has_avx2(void) { return 0; }
 int na_cpu_has_avx512(void) { return 0; }
+int na_cpu_has_avx512bf16(void) { return 0; }
 
 #endif

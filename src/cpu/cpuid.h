@@ -9,4 +9,7 @@ int na_cpu_has_avx2(void);
 /* AVX-512 F, DQ, BW and VL, and what na_cpu_has_avx2 says. */
 int na_cpu_has_avx512(void);
 
+/* AVX-512 BF16, and what na_cpu_has_avx512 says. */
+int na_cpu_has_avx512bf16(void);
+
 #endif

@@ -12,7 +12,7 @@ enum { CHAPTER_BYTES = 448 << 10, BLOCK_BYTES = 16 << 10 };
 typedef struct forward_state {
     na_geometry *g;
     int rows;            /* most rows of a tile */
-    int depth, channels; /* of keys, of values */
+    int depth, channels; /* reals of keys, channels of values */
     int terms;           /* of a score: channels, and one for a key bias */
     int64_t key_depth;   /* reals between channels of a transposed slot */
     int64_t slot_step;   /* reals of a transposed slot */
@@ -57,6 +57,9 @@ typedef struct forward_tile {
     real top[ROWS_MAX * VL] __attribute__((aligned(64)));
     real low[ROWS_MAX * VL] __attribute__((aligned(64)));   /* integer-valued reference */
     real total[ROWS_MAX * VL] __attribute__((aligned(64))); /* of the weights */
+    /* Pairs: of the rounded weights. Divided by it, an error of a weight moves the result only by
+     * how far its value is from the result. */
+    real rounded[ROWS_MAX * VL] __attribute__((aligned(64)));
     real factor[ROWS_MAX * VL] __attribute__((aligned(64)));
     int32_t limits[NA_ROWS][NA_LANES];
 } forward_tile;
@@ -87,7 +90,7 @@ static void forward_next_queries(forward_worker *w, int tile, int spans)
     const int next = same ? tile + 1 : g->part[work->part].tile;
     for (int r = 0; r < work->rows; r++)
         ahead_add(&w->queries, query_row(g, work, next, r, q), q->axis[2],
-                  (int64_t)w->run->state->depth * stored_size(q->dtype),
+                  (int64_t)w->run->state->depth * stored_size(packed_as(q->dtype)),
                   na_work_lanes(g, work, next, r)->count);
     ahead_share(&w->queries, spans);
 }
@@ -98,15 +101,17 @@ static void forward_begin(forward_tile *t)
     const forward_run *run = w->run;
     const forward_state *s = run->state;
     const int64_t step = (int64_t)s->terms * VL;
+    const real scale = PER_REAL > 1 ? 1 : (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
-        pack_transposed(run->query.dtype, forward_row(t, &run->query, r), run->query.axis[2],
-                        t->lanes->count, s->depth, (real)(run->problem->scale * LOG2_E),
-                        w->query + r * step, VL);
+        pack_transposed(packed_as(run->query.dtype), forward_row(t, &run->query, r),
+                        run->query.axis[2], t->lanes->count, s->depth, scale, w->query + r * step,
+                        VL);
         if (run->key_bias.data)
             vec_store(w->query + r * step + s->depth * VL, vec_set1((real)LOG2_E));
         vec_store(t->top + r * VL, vec_set1((real)-INFINITY));
         vec_store(t->low + r * VL, vec_set1((real)-INFINITY));
         vec_store(t->total + r * VL, vec_zero());
+        vec_store(t->rounded + r * VL, vec_zero());
     }
 }
 
@@ -133,6 +138,7 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
                              .slot_step = s->slot_step,
                              .key_depth = s->key_depth,
                              .depth = s->terms,
+                             .scale = (real)(w->run->problem->scale * LOG2_E),
                              .half = t->lanes->half,
                              .forbidden = (real)-INFINITY,
                              .top = t->top,
@@ -172,6 +178,7 @@ static void forward_rescale(forward_tile *t, int first)
         const vec factor = power(before, reference_of(top));
         vec_store(shrink, factor);
         vec_store(t->total + r * VL, vec_mul(vec_load(t->total + r * VL), factor));
+        vec_store(t->rounded + r * VL, vec_mul(vec_load(t->rounded + r * VL), factor));
         for (int l = 0; l < t->lanes->count; l++) {
             real *sum = t->w->sum + (l * t->rows + r) * step;
             for (int c = 0; c < step; c += VL)
@@ -207,6 +214,22 @@ static void forward_weigh(forward_tile *t, int r, int64_t reals)
     vec_store(t->total + r * VL, vec_add(vec_load(t->total + r * VL), vec_add(a, b)));
 }
 
+/* The same for pairs of keys: the weights of spans that row r sees. */
+static void forward_weigh_pairs(forward_tile *t, int r, const na_span *spans, int count)
+{
+    const reference m = reference_of(vec_load(t->low + r * VL));
+    vec total = vec_load(t->total + r * VL), rounded = vec_load(t->rounded + r * VL);
+    const real *score = t->at[r];
+    real *weight = t->at[r];
+    for (const na_span *s = spans; s < spans + count; s++)
+        if (s->lo <= r && r < s->hi) {
+            weight = weigh_pairs(score, s->len, m, weight, &total, &rounded);
+            score += s->len * VL;
+        }
+    vec_store(t->total + r * VL, total);
+    vec_store(t->rounded + r * VL, rounded);
+}
+
 /* All weights are added up: the factor that makes them probabilities, and the lse. */
 static void forward_finish(forward_tile *t)
 {
@@ -217,9 +240,10 @@ static void forward_finish(forward_tile *t)
         if (t->lanes->half)
             total = half_fold(total);
 #endif
+        const vec whole = PER_REAL > 1 ? vec_load(t->rounded + r * VL) : total;
         /* Of a query without keys all weights are 0: so is the factor. */
-        vec_store(t->factor + r * VL, vec_scale2(vec_div(vec_set1(run->dropping.factor), total),
-                                                 vec_zero(), total, vec_set1((real)FLT_MIN)));
+        vec_store(t->factor + r * VL, vec_scale2(vec_div(vec_set1(run->dropping.factor), whole),
+                                                 vec_zero(), whole, vec_set1((real)FLT_MIN)));
         if (!run->lse.data)
             continue;
         real lse[VL] __attribute__((aligned(64)));
@@ -269,7 +293,10 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                 keys[r] += span->len;
         }
         for (int r = 0; r < t->rows; r++)
-            forward_weigh(t, r, (int64_t)keys[r] * t->width);
+            if (PER_REAL > 1)
+                forward_weigh_pairs(t, r, spans + from, to - from);
+            else
+                forward_weigh(t, r, (int64_t)keys[r] * t->width);
         if (run->dropping.threshold)
             forward_drop(t, spans + from, to - from);
         const int end = last && to == count;

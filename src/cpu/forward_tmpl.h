@@ -37,14 +37,15 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
     const forward_run *run = w->run;
     const forward_state *s = run->state;
     const int64_t b = w->work.batch, h = w->work.kv_head;
-    pack_transposed(run->key.dtype, tensor_at(&run->key, b, h, z, y, part->first), run->key.axis[2],
-                    part->width, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
+    pack_transposed(packed_as(run->key.dtype), tensor_at(&run->key, b, h, z, y, part->first),
+                    run->key.axis[2], part->width, s->depth, 1, w->key + slot * s->slot_step,
+                    s->key_depth);
     if (run->key_bias.data)
         key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h, z, y, part->first),
                       part->width, w->key + slot * s->slot_step + s->depth * s->key_depth);
-    pack_natural(run->value.dtype, tensor_at(&run->value, b, h, z, y, part->first),
-                 run->value.axis[2], part->width, s->channels, 1,
-                 w->value + slot * s->g->width * s->value_step, s->value_step);
+    pack_values(run->value.dtype, tensor_at(&run->value, b, h, z, y, part->first),
+                run->value.axis[2], part->width, (int)s->g->axis[2].dilation, s->channels,
+                w->value + slot * s->g->width * s->value_step, s->value_step);
 }
 
 /* A na_pack that packs nothing: has fetched what will be packed. Much of a small window's time
@@ -57,7 +58,7 @@ static void forward_look(void *context, int64_t slot, int32_t z, int32_t y, cons
     const int64_t b = w->next.batch, h = w->next.kv_head;
     (void)slot;
     ahead_add(&w->tokens, tensor_at(k, b, h, z, y, part->first), k->axis[2],
-              (int64_t)s->depth * stored_size(k->dtype), part->width);
+              (int64_t)s->depth * stored_size(packed_as(k->dtype)), part->width);
     ahead_add(&w->tokens, tensor_at(v, b, h, z, y, part->first), v->axis[2],
               (int64_t)s->channels * stored_size(v->dtype), part->width);
 }
@@ -76,16 +77,17 @@ static void forward_pack_more(forward_worker *w)
         const int64_t left = g->additional - n;
         const int tokens = left < g->width ? (int)left : g->width;
         const tensor *k = &run->more_key, *v = &run->more_value;
-        pack_transposed(
-            k->dtype, tensor_at(k, w->work.batch, w->work.kv_head, 0, 0, 0) + n * k->axis[0],
-            k->axis[0], tokens, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
+        pack_transposed(packed_as(k->dtype),
+                        tensor_at(k, w->work.batch, w->work.kv_head, 0, 0, 0) + n * k->axis[0],
+                        k->axis[0], tokens, s->depth, 1, w->key + slot * s->slot_step,
+                        s->key_depth);
         if (run->key_bias.data)
             key_bias_pack(NULL, NULL, tokens,
                           w->key + slot * s->slot_step + s->depth * s->key_depth);
-        pack_natural(v->dtype,
-                     tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
-                     v->axis[0], tokens, s->channels, 1, w->value + slot * g->width * s->value_step,
-                     s->value_step);
+        pack_values(v->dtype,
+                    tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
+                    v->axis[0], tokens, 1, s->channels, w->value + slot * g->width * s->value_step,
+                    s->value_step);
     }
 }
 
@@ -208,7 +210,7 @@ static natten_status forward_plan(natten_plan *plan)
     const int64_t line = 64 / (int64_t)sizeof(real),
                   keys = na_window_size(p) + p->additional_tokens;
     const int64_t room = CHAPTER_BYTES / (s->rows * VL * (int64_t)sizeof(real));
-    s->depth = (int)p->head_dim;
+    s->depth = (int)p->head_dim / PER_REAL;
     s->channels = (int)p->value_dim;
     /* An odd number of cache lines, so that channels do not fall into the same cache sets. */
     s->key_depth = ((s->g->width + line - 1) / line | 1) * line;

@@ -17,23 +17,28 @@
 #include "cpu/micro_tmpl.h"
 #include "cpu/pack_tmpl.h"
 #include "cpu/math_tmpl.h"
+#include "cpu/pairs_tmpl.h"
 #include "cpu/bias_tmpl.h"
 #include "cpu/ahead_tmpl.h"
 #include "cpu/dropout_tmpl.h"
 #include "cpu/forward_tile_tmpl.h"
 #include "cpu/forward_tmpl.h"
+#ifndef PAIRS
 #include "cpu/weights_tmpl.h"
 #include "cpu/scatter_tmpl.h"
 #include "cpu/unfused_tmpl.h"
 #include "cpu/backward_tile_tmpl.h"
 #include "cpu/backward_tmpl.h"
 #include "cpu/backward_plan_tmpl.h"
+#endif
 
 const na_cpu_kernels NA_KERNELS = {{
     [NATTEN_FORWARD] = forward_plan,
+#ifndef PAIRS
     [NATTEN_BACKWARD] = backward_plan,
     [NATTEN_QK] = unfused_plan,
     [NATTEN_QK_BACKWARD] = unfused_plan,
     [NATTEN_AV] = unfused_plan,
     [NATTEN_AV_BACKWARD] = unfused_plan,
+#endif
 }};

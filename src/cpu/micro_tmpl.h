@@ -45,7 +45,8 @@ typedef struct correlation {
     const real *key;      /* [depth][...]: the run's first key for a lane of start 0 */
     int64_t key_depth;    /* between channels */
     int64_t key_step;     /* between keys of the run */
-    int depth;            /* channels */
+    int depth;            /* channels, or pairs of them */
+    real scale;           /* pairs: of the scores, since queries are taken as they are */
     int add;              /* 1: add to what stands in score */
     int first;            /* number of the run's first key, compared with limit */
     const int32_t *start; /* of lanes */
@@ -101,6 +102,7 @@ typedef struct scoring {
     int64_t slot_step; /* between slots */
     int64_t key_depth; /* between channels in a slot */
     int depth;
+    real scale;     /* pairs */
     int half;       /* 1: HALF lanes, scores HALF apart */
     real forbidden; /* score of keys that a lane does not see */
     real *top;      /* [row][VL] or NULL */
@@ -119,6 +121,7 @@ static void correlate_span(const scoring *t, const na_span *span, real *const *s
                      .key_depth = t->key_depth,
                      .key_step = span->step,
                      .depth = t->depth,
+                     .scale = t->scale,
                      .add = add,
                      .first = span->first,
                      .start = span->start,
@@ -152,10 +155,10 @@ static void correlate_span(const scoring *t, const na_span *span, real *const *s
 /* A span as aggregate and scatter functions want it. */
 typedef struct span_run {
     int64_t token;  /* where the first key's value or sum is, for a lane of start 0 */
-    int64_t step;   /* from key to key */
-    int64_t length; /* keys times the width of their weights */
+    int64_t step;   /* from key to key, or pair to pair */
+    int64_t stored; /* reals that the weights take */
     const int32_t *start, *limit;
-    int first;
+    int keys, first;
     int rows; /* of the call that see it: 8 * first + end, 0: none */
 } span_run;
 
@@ -183,27 +186,39 @@ typedef struct aggregation {
     int run_count;
 } aggregation;
 
-/* Adds a run of keys to the sums of rows [lo, hi). */
-static ALWAYS_INLINE void add_run(const int lo, const int hi, const int vectors,
-                                  vec sum[][CHANNELS_MAX], const real *weight[], const real *value,
-                                  int64_t step, int64_t width, int64_t length)
+/* Adds a key, or a pair of them, or (single) the first of a pair, to the sums of rows [lo, hi). */
+static ALWAYS_INLINE void add_key(const int lo, const int hi, const int vectors, const int single,
+                                  vec sum[][CHANNELS_MAX], const real *const weight[], int64_t k,
+                                  const real *value)
 {
-    for (int64_t k = 0; k < length; k += width, value += step) {
-        vec p[ROWS_MAX];
-        UNROLL
-        for (int r = lo; r < hi; r++)
-            p[r] = vec_pin(vec_set1(weight[r][k]));
-        UNROLL
-        for (int i = 0; i < vectors; i++) {
-            vec v = vec_pin(vec_load(value + i * VL));
-            UNROLL
-            for (int r = lo; r < hi; r++)
-                sum[r][i] = vec_fma(p[r], v, sum[r][i]);
-        }
-    }
+    vec p[ROWS_MAX];
     UNROLL
     for (int r = lo; r < hi; r++)
-        weight[r] += length;
+        p[r] = vec_pin(vec_set1(weight[r][k]));
+    UNROLL
+    for (int i = 0; i < vectors; i++) {
+        vec v = vec_load(value + i * VL);
+        v = vec_pin(single ? vec_first(v) : v);
+        UNROLL
+        for (int r = lo; r < hi; r++)
+            sum[r][i] = vec_dot(p[r], v, sum[r][i]);
+    }
+}
+
+/* Adds the `seen` first keys of a run to the sums of rows [lo, hi); the value of the key after them
+ * may be anything. */
+static ALWAYS_INLINE void add_run(const int lo, const int hi, const int vectors,
+                                  vec sum[][CHANNELS_MAX], const real *weight[], const real *value,
+                                  const span_run *run, int64_t width, int seen)
+{
+    const int64_t step = run->step, length = seen / PER_REAL * width;
+    for (int64_t k = 0; k < length; k += width, value += step)
+        add_key(lo, hi, vectors, 0, sum, weight, k, value);
+    if (seen % PER_REAL)
+        add_key(lo, hi, vectors, 1, sum, weight, length, value);
+    UNROLL
+    for (int r = lo; r < hi; r++)
+        weight[r] += run->stored;
 }
 
 /* The ranges of rows that may see a span. */
@@ -216,13 +231,13 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int vectors,
 #define ROW_RANGES(X) RANGES_3(X)
 #endif
 
-/* Keys of a run that lane l sees, times the width. */
-static ALWAYS_INLINE int64_t run_length(const span_run *run, int l, int64_t width)
+/* Keys of a run that lane l sees. */
+static ALWAYS_INLINE int run_seen(const span_run *run, int l)
 {
     if (__builtin_expect(run->limit == NULL, 1))
-        return run->length;
-    const int64_t seen = (run->limit[l] - run->first) * width;
-    return seen < 0 ? 0 : seen < run->length ? seen : run->length;
+        return run->keys;
+    const int seen = run->limit[l] - run->first;
+    return seen < 0 ? 0 : seen < run->keys ? seen : run->keys;
 }
 
 static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const aggregation *a)
@@ -243,20 +258,15 @@ static ALWAYS_INLINE void aggregate(const int rows, const int vectors, const agg
         }
         for (const span_run *run = runs; run < end; run++) {
             const real *value = values + run->token + run->start[l] * value_step;
-            const int64_t length = run_length(run, l, width);
+            const int seen = run_seen(run, l);
             switch (run->rows) {
 #define ONE(lo, hi)                                                                                \
     case lo * 8 + hi:                                                                              \
         if (hi <= rows)                                                                            \
-            add_run(lo, hi, vectors, sum, weight, value, run->step, width, length);                \
+            add_run(lo, hi, vectors, sum, weight, value, run, width, seen);                        \
         break;
                 ROW_RANGES(ONE)
 #undef ONE
-            }
-            if (__builtin_expect(length != run->length, 0)) {
-                UNROLL
-                for (int r = 0; r < rows; r++)
-                    weight[r] += r >= run->rows / 8 && r < run->rows % 8 ? run->length - length : 0;
             }
         }
         UNROLL
@@ -297,8 +307,9 @@ typedef struct scattering {
 /* Adds rows [lo, hi) to the sums of a run of keys. */
 static ALWAYS_INLINE void scatter_run(const int lo, const int hi, const int vectors,
                                       vec grad[][CHANNELS_MAX], const real *weight[], real *sum,
-                                      int64_t step, int64_t width, int64_t length)
+                                      const span_run *run, int64_t width, int seen)
 {
+    const int64_t step = run->step, length = seen * width;
     for (int64_t k = 0; k < length; k += width, sum += step) {
         vec x[CHANNELS_MAX];
         UNROLL
@@ -317,7 +328,7 @@ static ALWAYS_INLINE void scatter_run(const int lo, const int hi, const int vect
     }
     UNROLL
     for (int r = lo; r < hi; r++)
-        weight[r] += length;
+        weight[r] += run->stored;
 }
 
 static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scattering *a)
@@ -336,20 +347,15 @@ static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scatt
         }
         for (const span_run *run = runs; run < end; run++) {
             real *sum = a->sum + run->token + run->start[l] * sum_step;
-            const int64_t length = run_length(run, l, width);
+            const int seen = run_seen(run, l);
             switch (run->rows) {
 #define ONE(lo, hi)                                                                                \
     case lo * 8 + hi:                                                                              \
         if (hi <= rows)                                                                            \
-            scatter_run(lo, hi, vectors, grad, weight, sum, run->step, width, length);             \
+            scatter_run(lo, hi, vectors, grad, weight, sum, run, width, seen);                     \
         break;
                 ROW_RANGES(ONE)
 #undef ONE
-            }
-            if (__builtin_expect(length != run->length, 0)) {
-                UNROLL
-                for (int r = 0; r < rows; r++)
-                    weight[r] += r >= run->rows / 8 && r < run->rows % 8 ? run->length - length : 0;
             }
         }
     }
@@ -395,8 +401,9 @@ static void make_runs(const na_span *spans, int span_count, int row, int count, 
         const int hi = s->hi - row < count ? s->hi - row : count;
         /* Windows end later from row to row: the last row's end is everyone's. */
         runs[i] = (span_run){.token = s->token * step,
-                             .step = s->step * step,
-                             .length = s->len * width,
+                             .step = s->step * step * PER_REAL,
+                             .stored = stored_weights(s->len) * width,
+                             .keys = s->len,
                              .start = s->start,
                              .limit = s->limit ? s->limit + (s->hi - 1) * s->limit_step : NULL,
                              .first = s->first,
@@ -409,7 +416,7 @@ static void pass_weights(const na_span *spans, int count, int64_t width, real *w
 {
     for (int i = 0; i < count; i++)
         for (int r = spans[i].lo; r < spans[i].hi; r++)
-            weight[r] += spans[i].len * width;
+            weight[r] += stored_weights(spans[i].len) * width;
 }
 
 /* A call for rows [row, row + count) and each few vectors of channels. */

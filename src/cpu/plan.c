@@ -4,6 +4,7 @@
 #include "core/env.h"
 #include "cpu/cpuid.h"
 #include "cpu/kernels.h"
+#include "cpu/pairs.h"
 
 /* Tables count keys in int. */
 static const int64_t largest_window = INT32_MAX / 4;
@@ -20,8 +21,6 @@ static natten_status plan_with(natten_plan *plan, const na_cpu_kernels *f32,
     if (na_window_size(p) > largest_window)
         return na_refuse(plan, "the window holds too many tokens");
     const na_cpu_kernels *kernels = p->dtype == NATTEN_F64 ? f64 : f32;
-    if (!kernels->plan[p->op])
-        return na_refuse(plan, "no vector kernel for this op");
     return kernels->plan[p->op](plan);
 }
 
@@ -60,6 +59,39 @@ natten_status na_cpu_avx512_plan(natten_plan *plan)
     return plan_with(plan, &na_cpu_avx512_f32, &na_cpu_avx512_f64);
 }
 
+#if defined(NATTEN_HAS_AVX512BF16)
+
+natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
+{
+    if (plan->problem.dtype != NATTEN_BF16)
+        return na_refuse(plan, "only for bfloat16");
+    if (na_disabled("avx512bf16") || na_disabled("avx512"))
+        return na_refuse(plan, "AVX-512 BF16 is switched off by NATTEN_DISABLE");
+    if (!na_cpu_has_avx512bf16())
+        return na_refuse(plan, "this processor has no AVX-512 BF16");
+    if (plan->problem.dropout > 0 || na_has(&plan->problem, NATTEN_KEY_BIAS))
+        return na_refuse(plan, "neither dropout nor a key bias");
+    if (plan->problem.head_dim % 2)
+        return na_refuse(plan, "an odd number of channels");
+    const double gain = na_pairs_gain();
+    if (gain <= 0)
+        return na_refuse(plan, gain < 0 ? "no memory to try it" : "wrong results when tried here");
+    if (gain < 1.1)
+        return na_refuse(plan, "tried here, it was %.2f times as fast as the kernel for float",
+                         gain);
+    na_refuse(plan, "%.2f times as fast as the kernel for float when tried here", gain);
+    return plan_with(plan, &na_cpu_avx512bf16_f32, NULL);
+}
+
+#else
+
+natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "the compiler of this library did not know AVX-512 BF16");
+}
+
+#endif
+
 natten_status na_cpu_avx2_plan(natten_plan *plan)
 {
     if (na_disabled("avx2"))
@@ -72,6 +104,11 @@ natten_status na_cpu_avx2_plan(natten_plan *plan)
 #else
 
 natten_status na_cpu_avx512_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "AVX-512 is for x86-64 processors");
+}
+
+natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
 {
     return na_refuse(plan, "AVX-512 is for x86-64 processors");
 }

@@ -24,7 +24,11 @@
  *   transpose(r)                        of VL vectors, in place
  * and for float
  *   load_f16 load_bf16 store_f16 store_bf16    VL halves at any address, rounded to nearest even
- *   split2(a, &e)                       m in [0.75, 1.5) with a = m * 2^e, for normal a > 0 */
+ *   split2(a, &e)                       m in [0.75, 1.5) with a = m * 2^e, for normal a > 0
+ * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.
+ * Operands of products then hold two numbers in the place of a real, and dot(a, b, c) c plus both
+ * products of each lane; bfloat16 that are denormal count as 0 pair(a, b) a (first) and b, rounded
+ * to nearest first(a)                            the pair's first number and 0 */
 #ifndef NATTEN_CPU_SIMD_H
 #define NATTEN_CPU_SIMD_H
 
@@ -42,5 +46,20 @@
 #endif
 
 #include NA_ISA_HEADER
+
+/* PER_REAL: numbers in the place of a real, in operands of products. */
+#ifdef PAIRS
+enum { PER_REAL = 2 };
+#else
+enum { PER_REAL = 1 };
+WORD vec vec_dot(vec a, vec b, vec c) { return vec_fma(a, b, c); }
+WORD vec vec_pair(vec a, vec b) { return (void)b, a; }
+WORD vec vec_first(vec a) { return a; }
+#endif
+/* Reals that the weights of so many keys take. */
+static inline int64_t stored_weights(int keys) { return (keys + PER_REAL - 1) / PER_REAL; }
+#ifdef HALF_WORDS
+WORD half half_dot(half a, half b, half c) { return half_fma(a, b, c); }
+#endif
 
 #endif

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT
+ * Vector words of AVX-512 BF16: those for float, and products of pairs of bfloat16. simd.h says
+ * what each word means. */
+#define PAIRS
+#include "cpu/isa/avx512_f32.h"
+
+/* Weights of half tiles would need words of their own. */
+#undef HALF_WORDS
+#define HALF 0
+
+WORD vec vec_dot(vec a, vec b, vec c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+WORD vec vec_pair(vec a, vec b)
+{
+    const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32((int)0xffff0000);
+    __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), half), 16);
+    __m512i up = _mm512_add_epi32(_mm512_castps_si512(b), half);
+    /* low | (up & high) */
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, up, high, 0xf8));
+}
+WORD vec vec_first(vec a)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0xffff)));
+}
