@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import _attention, _errors, _lib
 from ._knobs import check_knobs
 from ._nested import over_items
+from ._sharding import shard_ops
 from ._window import Bools, Ints, Origins, window
 
 Optional = Tensor | None
@@ -102,6 +103,8 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
             result: _R = handle_torch_function(outer, relevant, *args, **kwargs)
             return result
         first = args[0] if args else kwargs.get(names[0])
+        if type(first) is not Tensor:
+            shard_ops()
         if getattr(first, "is_nested", False):
             bound = parameters.bind(*args, **kwargs)
             knobs = bound.arguments.pop("knobs", {})

@@ -77,6 +77,9 @@ def main() -> None:
     check_blocks(rank, count, 1)
     if count == 2:
         check_data_parallel(rank, count)
+        import dtensors
+
+        dtensors.check(rank, count)
     # Otherwise whoever is first takes the connections away from the others.
     dist.barrier()
     dist.destroy_process_group()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""What processes.py does with DTensor, which takes long to import: sharded tensors and layers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed.fsdp as fsdp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+if "fully_shard" in dir(fsdp):
+    from torch.distributed.fsdp import fully_shard
+else:  # torch 2.5
+    from torch.distributed._composable.fsdp import fully_shard
+
+import natten.functional as F
+from natten import NeighborhoodAttention2D
+
+
+def check_sharded_tensors(count: int, heads: int, kv_heads: int) -> None:
+    """DTensors cut by batch and by heads need no communication; others are right, too."""
+    mesh = init_device_mesh("cpu", (count,))
+    torch.manual_seed(0)
+    maps = [(2, 4, 5, heads, 3), (2, 4, 5, kv_heads, 3), (2, 4, 5, kv_heads, 6)]
+    shapes = [*maps, (heads, 5, 5), (2, 2, kv_heads, 3), (2, 2, kv_heads, 6)]
+    whole = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def fused(q: Any, k: Any, v: Any, rpb: Any, ak: Any, av: Any) -> Any:
+        return F.na2d(q, k, v, 3, 1, (True, False), rpb, 0.5, ak, av, return_lse=True)
+
+    def unfused(q: Any, k: Any, v: Any, rpb: Any, ak: Any, av: Any) -> Any:
+        q, k, v, ak, av = (t.movedim(-2, 1) for t in (q, k, v, ak, av))
+        attn = F.na2d_qk(q, k, 3, 1, ak, rpb=rpb)
+        return attn, F.na2d_av(attn, v, 3, 1, av)
+
+    def results(function: Any, leaves: list[Any]) -> tuple[list[Any], int]:
+        """Results and gradients, and how often processes spoke with each other."""
+        with CommDebugMode() as comm:
+            outs = function(*leaves)
+            found = torch.autograd.grad(outs, leaves, [torch.ones_like(o) for o in outs])
+        return [*outs, *found], comm.get_total_counts()
+
+    by_batch = [Shard(0)] * 3 + [Replicate()] + [Shard(0)] * 2
+    by_heads = [Shard(3)] * 3 + [Shard(0)] + [Shard(2)] * 2
+    by_rows = [Shard(1)] * 3 + [Replicate()] * 3
+    silent = [by_batch, by_heads] if kv_heads % count == 0 else [by_batch]
+    for function in (fused, unfused):
+        wanted, _ = results(function, whole)
+        for places in (by_batch, by_heads, by_rows):
+            leaves = [
+                distribute_tensor(t.detach(), mesh, [place]).requires_grad_()
+                for t, place in zip(whole, places, strict=True)
+            ]
+            ours, spoken = results(function, leaves)
+            assert (spoken == 0) == (places in silent), (places, spoken)
+            for mine, true in zip(ours, wanted, strict=True):
+                torch.testing.assert_close(mine.full_tensor(), true)
+
+
+def check_fully_sharded(rank: int, count: int) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        *(NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True) for _ in range(2))
+    ).double()
+    alone = copy.deepcopy(model)
+    mesh = init_device_mesh("cpu", (count,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    x = torch.randn(2 * count, 6, 6, 8, dtype=torch.float64)
+    for m, part in ((alone, x), (model, x[2 * rank : 2 * rank + 2])):
+        optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+        m(part).square().mean().backward()
+        optimizer.step()
+    for mine, other in zip(model.parameters(), alone.parameters(), strict=True):
+        assert isinstance(mine, DTensor)
+        torch.testing.assert_close(mine.full_tensor(), other)
+
+
+def check(rank: int, count: int) -> None:
+    check_sharded_tensors(count, 4, 2)
+    check_sharded_tensors(count, 6, 3)
+    check_fully_sharded(rank, count)
