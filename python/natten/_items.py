@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Attention within each of several items of different sizes, packed one after another along the
-token axis of heads-last tensors ``[1, tokens, heads, channels]``.
+token axis of heads-last tensors ``[batch, tokens, heads, channels]``, in each batch item alike.
 
 A table says what the items are: int64, a row for each, and in it for each axis query_extent,
 key_extent, kernel_size (0: every key), stride, dilation and is_causal, as natten_item_axis has it.
@@ -17,7 +17,8 @@ from torch.autograd import Function, forward_ad
 
 from . import _attention, _call, _lib, _ops, _preferences
 from ._autograd import Optional, _chosen, _wanted, differentiable_again
-from ._errors import from_status
+from ._errors import NattenError, from_status
+from ._front import autocast, scale_of
 
 COLUMNS = 6
 
@@ -215,7 +216,7 @@ def _by_items(
     query: Tensor, key: Tensor, value: Tensor, rows: Any, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Item by item, as functions that can be differentiated and mapped in every way."""
-    outs, logs = [query.new_empty((1, 0, query.shape[2], value.shape[3]))], []
+    outs, logs = [query.new_empty((query.shape[0], 0, query.shape[2], value.shape[3]))], []
     logs.append(_outputs(outs[0], value)[1])
     at = [0, 0]
     for row in rows:
@@ -241,12 +242,29 @@ def _by_items(
     return torch.cat(outs, 1), torch.cat(logs, 1)
 
 
+def transformed() -> bool:
+    """Whether a function transform or forward mode is at work."""
+    return _functorch_active() or forward_ad._current_level >= 0
+
+
 def attention_of_items(
-    query: Tensor, key: Tensor, value: Tensor, table: Tensor, scale: float, rows: Any = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    scale: float | None,
+    rows: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse), packed as query is. `rows` is the table as integers, if they are at hand."""
-    dual = forward_ad._current_level >= 0
-    if _functorch_active() or dual:
+    query, key, value = autocast(query, key, value)
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.device != query.device or tensor.dtype != query.dtype:
+            raise NattenError(
+                f"query is {query.dtype} on {query.device}, but {name} is {tensor.dtype} on "
+                f"{tensor.device}."
+            )
+    scale = scale_of(scale, query)
+    if transformed():
         return _by_items(query, key, value, table.tolist() if rows is None else rows, scale)
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         result: tuple[Tensor, Tensor] = _items_traced(query, key, value, table, scale)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._front import Optional, autocast, fused, public, scale_of
-from ._items import attention_of_items, without_tokens
+from ._front import Optional, fused, public, scale_of
+from ._items import attention_of_items, transformed, without_tokens
 from ._knobs import ATTENTION_KNOBS, check_knobs
 
 
@@ -46,17 +46,12 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def check_packed(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """What only the kernels of separate items would say, and only if there are items."""
+    """Raises unless these are packed tensors."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.shape[0] != 1:
             raise NattenError(
                 f"Packed items lie one after another in a batch of 1, but {name} has batch "
                 f"{tensor.shape[0]}."
-            )
-        if tensor.device != query.device or tensor.dtype != query.dtype:
-            raise NattenError(
-                f"query is {query.dtype} on {query.device}, but {name} is {tensor.dtype} on "
-                f"{tensor.device}."
             )
 
 
@@ -220,8 +215,11 @@ def attention(
     tokens = key.shape[1]
     if table is not None:
         check_packed(query, key, value)
-        query, key, value = autocast(query, key, value)
-        out, lse = attention_of_items(query, key, value, table, scale_of(scale, query))
+    elif torch.compiler.is_compiling() and not transformed():
+        # A window is a constant of a graph, a table is not: any number of tokens is one graph.
+        table = torch.tensor([[query.shape[1], tokens, 0, 1, 1, int(is_causal)]])
+    if table is not None:
+        out, lse = attention_of_items(query, key, value, table, scale)
         return (out, lse) if return_lse else out
     if query.shape[1] == 0 or tokens == 0:
         out, lse = without_tokens(query, key, value, scale_of(scale, query))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._front import autocast, public, scale_of
+from ._front import public
 from ._items import attention_of_items
 from ._knobs import WINDOW_KNOBS, check_knobs
 from ._sequence import check_packed, check_tensors
@@ -154,6 +154,5 @@ def neighborhood_attention_varlen(
             raise NattenError(
                 f"{name} has {tensor.shape[1]} tokens, but the items have {total} together."
             )
-    query, key, value = autocast(query, key, value)
-    out, lse = attention_of_items(query, key, value, table, scale_of(scale, query), rows)
+    out, lse = attention_of_items(query, key, value, table, scale, rows)
     return (out, lse) if return_lse else out

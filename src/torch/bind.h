@@ -64,8 +64,8 @@ typedef struct natten_item_axis {
 } natten_item_axis;
 
 /* Computes attention within each of `count` items that lie one after another along the token axis
- * of heads-last tensors [1, tokens, heads, channels]; `items` has rank axes for each. The call is
- * not bound: op, order, scale, outputs and all tensors, the outputs contiguous, are set. Items
+ * of heads-last tensors [batch, tokens, heads, channels]; `items` has rank axes for each. The call
+ * is not bound: op, order, scale, outputs and all tensors, the outputs contiguous, are set. Items
  * without queries or without keys are passed over. Without a run it only checks, and *workspace is
  * set. */
 NATTEN_API natten_status natten_call_items(natten_call *call, const natten_item_axis *items,

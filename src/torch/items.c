@@ -38,7 +38,8 @@ static size_t element_size(const natten_tensor *tensor)
     return tensor->dtype == NATTEN_F64 ? 8 : tensor->dtype == NATTEN_F32 ? 4 : 2;
 }
 
-/* The part of a packed tensor that holds `batch` maps, from token `at` on. */
+/* The part of a packed tensor that holds `batch` maps, from token `at` on; or, of a packed tensor
+ * with a batch of its own, one map of each. */
 static natten_tensor part(const natten_tensor *packed, int64_t batch, const int64_t *extent,
                           int64_t rank, int64_t at)
 {
@@ -51,8 +52,10 @@ static natten_tensor part(const natten_tensor *packed, int64_t batch, const int6
         view.stride[i] = step;
         step *= extent[i - 1];
     }
-    view.size[0] = batch;
-    view.stride[0] = step;
+    if (packed->size[0] == 1) {
+        view.size[0] = batch;
+        view.stride[0] = step;
+    }
     for (int64_t i = 2; i < packed->dims; i++) {
         view.size[i - 1 + rank] = packed->size[i];
         view.stride[i - 1 + rank] = packed->stride[i];
@@ -126,13 +129,14 @@ static natten_status cut(natten_call *packed, natten_call *call, batches *all,
     static const char *const names[2] = {"query", "key"};
     const int64_t room[2] = {packed->tensor[NATTEN_QUERY].size[1],
                              packed->tensor[NATTEN_KEY].size[1]};
+    const int64_t whole = packed->tensor[NATTEN_QUERY].size[0];
     int64_t at[2] = {0, 0};
     for (int64_t i = 0, next; i < count; i = next) {
         const natten_item_axis *item = items + i * rank;
         int64_t size[2], batch;
         char text[128];
         for (next = i + 1; next < count; next++)
-            if (memcmp(item, items + next * rank, (size_t)rank * sizeof *item))
+            if (whole != 1 || memcmp(item, items + next * rank, (size_t)rank * sizeof *item))
                 break;
         batch = next - i;
         for (int keys = 0; keys < 2; keys++) {

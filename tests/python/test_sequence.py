@@ -117,6 +117,37 @@ def test_attention_derivatives() -> None:
     torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_compiled_attention_is_one_graph_for_all_lengths(causal: bool) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    torch._dynamo.reset()
+    function = torch.compile(F.attention, backend=backend, fullgraph=True)
+    for queries in (7, 11, 16, 20):
+        packed = torch.randn(2, queries, 3, 2, 8, requires_grad=True)
+        q, k, v = packed[:, :5], packed[:, : queries - 1], packed[:, : queries - 1]
+        q, k, v = (t[:, :, i] for i, t in enumerate((q, k, v)))
+        weights = torch.randn(2, 5, 2, 8)
+        ours, plain = (f(q, k, v, causal) for f in (function, F.attention))
+        torch.testing.assert_close(ours, plain)
+        one, other = (torch.autograd.grad(out, packed, weights)[0] for out in (ours, plain))
+        torch.testing.assert_close(one, other)
+    assert len(graphs) <= 2
+
+
+def test_compiled_attention_without_keys() -> None:
+    q, k, v = tensors(6, (2, 5, 0, 2, 1, 4, 3), torch.float32)
+    function = torch.compile(F.attention, backend="aot_eager", fullgraph=True)
+    out, lse = function(q, k, v, return_lse=True)
+    assert torch.equal(out, torch.zeros(2, 5, 2, 3))
+    assert torch.equal(lse, torch.full((2, 5, 2), -torch.inf))
+
+
 def test_attention_over_a_mapped_axis() -> None:
     q, k, v = tensors(3, (3, 5, 7, 2, 1, 4, 4), torch.float64)
     one = torch.vmap(lambda q, k, v: F.attention(q[None], k[None], v[None])[0])(q, k, v)
