@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.18.0"
 
+#: That there is a compiled library; it is always there.
+HAS_LIBNATTEN = True
+
 _HOMES = {
     "_configs": (
         "allow_flex_compile",
@@ -110,8 +113,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
     "cache",
     "context",
+    "experimental",
+    "flops",
     "functional",
+    "libnatten",
     "modules",
+    "nested",
+    "ops",
     "profiler",
     "token_permute",
     "types",
@@ -119,12 +127,16 @@ _SUBMODULES = (
     "varlen",
 )
 
-__all__ = ["NattenError", "NattenTypeError", "__version__", *_HOME_OF]
+__all__ = ["HAS_LIBNATTEN", "NattenError", "NattenTypeError", "__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
+    name = "libnatten" if name == "_C" else name
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name.startswith("natten") or name == "enable_autotuner":
+        # Functions of 0.14 to 0.17.4.
+        return getattr(importlib.import_module(f"{__name__}.functional"), name)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

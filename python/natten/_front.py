@@ -38,7 +38,7 @@ _TENSORS = {
 def _check_knobs(function: str, rank: int, knobs: dict[str, Any], is_causal: Any) -> Any:
     """Checks the hints, and reads the guide's spelling of is_causal."""
     if "is_casual" in knobs:
-        warnings.warn("is_casual is spelled is_causal.", DeprecationWarning, stacklevel=4)
+        warnings.warn("is_casual is spelled is_causal.", DeprecationWarning, stacklevel=5)
         is_causal = knobs.pop("is_casual")
     check_knobs(function, rank, knobs)
     return is_causal

@@ -460,3 +460,13 @@ def na3d_av(
     return av(
         3, attn, value, kernel_size, dilation, additional_values, is_causal, stride, origins, knobs
     )
+
+
+def __getattr__(name: str) -> Any:
+    # Names of older versions, which nobody else has to load.
+    from . import _legacy
+
+    for names in (_legacy.FUNCTIONS, _legacy.CLASSES):
+        if name in names:
+            return names[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

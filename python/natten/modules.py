@@ -68,11 +68,15 @@ class _NeighborhoodAttention(nn.Module):
         embed_dim: int | None = None,
         bias: bool | None = None,
         pad_small_inputs: bool = False,
+        kernel_size_d: int | None = None,
+        dilation_d: int | None = None,
     ) -> None:
         super().__init__()
         dim = _renamed("embed_dim", embed_dim, "dim", dim, None)
         if dim is None or num_heads is None or kernel_size is None:
             raise NattenTypeError(f"{type(self).__name__} needs dim, num_heads and kernel_size.")
+        kernel_size = self._deep("kernel_size", kernel_size, kernel_size_d)
+        dilation = self._deep("dilation", dilation, dilation_d)
         rel_pos_bias = _renamed("bias", bias, "rel_pos_bias", rel_pos_bias, False)
         if num_heads < 1 or dim % num_heads:
             raise NattenError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}.")
@@ -94,6 +98,17 @@ class _NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         self._said_dropout = False
+
+    def _deep(self, name: str, others: Ints, first: int | None) -> Ints:
+        """Until 0.17 the first of three axes had arguments of its own."""
+        if first is None:
+            return others
+        if self.rank != 3 or not isinstance(others, int):
+            raise NattenTypeError(
+                f"{name}_d is for three axes and goes with an integer {name}, got {others!r} for "
+                f"{self.rank} axes."
+            )
+        return first, others, others
 
     def _rpb_shape(self) -> tuple[int, ...]:
         if any(size % 2 == 0 for size in self.kernel_size):
@@ -230,6 +245,8 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         attn_drop: dropout of the attention weights, while training. Weights are then stored.
         proj_drop: dropout of the output.
         stride: queries that share one window.
+        kernel_size_d, dilation_d: of three axes the first one's, with integers for the others; the
+            names of 0.14.
         pad_small_inputs: pad maps that are smaller than kernel_size * dilation with zeros, attend
             to those too, and crop; otherwise such a map is an error.
 
