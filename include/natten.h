@@ -183,6 +183,7 @@ typedef struct natten_problem {
     int64_t device;       /* natten_device */
     int64_t device_index; /* which of several devices */
     uint64_t preferences; /* a set of natten_preference */
+    int64_t choice;       /* a way of doing it: 0 the library's, up to natten_plan_choices others */
     int64_t rank;         /* 1, 2 or 3 axes; axis[rank - 1] is the innermost */
     natten_axis axis[3];
     int64_t batch;             /* >= 0; 0 computes nothing and succeeds */
@@ -245,6 +246,14 @@ NATTEN_API const char *natten_plan_kernel(const natten_plan *plan);
 /* Bytes of device memory that a run of this plan needs in run.workspace; 0 on a CPU. */
 NATTEN_API size_t natten_plan_workspace(const natten_plan *plan);
 
+/* How many ways of doing it the plan's kernel knows besides the one it takes by itself: its
+ * problem's `choice` may be 1 to that many. And the way that this plan takes, in words. What the
+ * choices are depends on the problem, the device and the version of the library. Each gives the
+ * same bits again and again, for any number of threads; two that differ in more than threads may
+ * take sums in another order, and so differ in last bits. */
+NATTEN_API int64_t natten_plan_choices(const natten_plan *plan);
+NATTEN_API const char *natten_plan_choice(const natten_plan *plan);
+
 /* Names of all kernels, best first; NULL past the last one. */
 NATTEN_API const char *natten_kernel_name(size_t index);
 
@@ -289,6 +298,50 @@ NATTEN_API natten_status natten_workspace(const natten_problem *problem, size_t 
 
 /* As natten_plan_explain, for the plan that natten_compute would use. */
 NATTEN_API natten_status natten_explain(const natten_problem *problem, char *text, size_t size);
+
+/* ---------------------------------------------------------------------------------------------
+ * tuning
+ *
+ * Which choice is fastest is found by trying, and remembered for the problem's bytes (not its
+ * device_index: devices of one name are alike), in this process and, by natten_autotune, in a file
+ * for each device and version in the user's folder of natten_cache_folder. */
+
+typedef struct natten_tuning {
+    int64_t warmups;  /* untimed calls of each choice, >= 0 */
+    int64_t rounds;   /* timed calls of each, in turns, >= 1. For natten_autotune also 0: nothing is
+                         tried and no file is read, only what is remembered is used */
+    int64_t thorough; /* 0: choices that look slow at first are dropped */
+} natten_tuning;
+
+typedef struct natten_tuned {
+    int64_t choice;         /* the fastest */
+    int64_t choices;        /* of 0..choices */
+    double seconds;         /* of a call, the median */
+    double default_seconds; /* the same with choice 0 */
+} natten_tuned;
+
+/* Tries the choices of a problem's plan, writing every output again and again, and remembers the
+ * fastest; 0 unless another one is faster by more than chance. The outputs hold a result at the
+ * end. Choices that want more workspace than choice 0 are not tried. `tuned` may be NULL. */
+NATTEN_API natten_status natten_tune(const natten_problem *problem, const natten_run *run,
+                                     const natten_tuning *tuning, natten_tuned *tuned);
+
+/* Has natten_compute tune each new problem of an op whose choice is 0, and take what is remembered
+ * from then on; NULL: no longer, which is how a process starts. Calls that come while another
+ * thread tunes, or while their CUDA stream is captured, are not held up: they take choice 0. */
+NATTEN_API natten_status natten_autotune(natten_op op, const natten_tuning *tuning);
+
+/* Has sentences about what is tried (level 0) and chosen (level 1) handed to a function; NULL: to
+ * none. Tuning goes on when it returns. */
+typedef void (*natten_tune_log)(int64_t level, const char *text);
+NATTEN_API void natten_tune_log_set(natten_tune_log log);
+
+/* All that is remembered, as text, a line for each problem; returns its length, as snprintf does.
+ * import adds such a text to what is remembered (all of it or, with an error, nothing): the version
+ * must be the same. clear forgets everything, files excepted. */
+NATTEN_API size_t natten_tuned_export(char *text, size_t size);
+NATTEN_API natten_status natten_tuned_import(const char *text);
+NATTEN_API void natten_tuned_clear(void);
 
 /* ---------------------------------------------------------------------------------------------
  * compiled kernels

@@ -15,6 +15,7 @@
 #include "cuda/cache.h"
 #include "cuda/device.h"
 #include "table.h"
+#include "tune.h"
 
 #define KERNEL(name, op, device, plan) natten_status plan(natten_plan *);
 #include "kernels.def"
@@ -60,8 +61,16 @@ static natten_status ask(natten_plan *plan, const na_kernel *kernel, const char 
         status = kernel->plan(plan);
     if (status != NATTEN_OK && status != NA_REFUSED)
         return status;
-    char taken[sizeof plan->refusal + 8];
-    snprintf(taken, sizeof taken, "taken%s%s", plan->refusal[0] ? ": " : "", plan->refusal);
+    if (status == NATTEN_OK && (plan->problem.choice < 0 || plan->problem.choice > plan->choices))
+        return na_fail(NATTEN_ERROR_ARGUMENT,
+                       "choice must be 0 to %lld for this problem and %s, got %lld.",
+                       (long long)plan->choices, kernel->name, (long long)plan->problem.choice);
+    char choice[sizeof plan->choice + 64] = "", taken[sizeof plan->refusal + sizeof choice + 16];
+    if (*plan->choice)
+        snprintf(choice, sizeof choice, " (choice %lld of %lld: %s)",
+                 (long long)plan->problem.choice, (long long)plan->choices, plan->choice);
+    snprintf(taken, sizeof taken, "taken%s%s%s", choice, plan->refusal[0] ? ": " : "",
+             plan->refusal);
     if (explain(plan, kernel->name, status == NATTEN_OK ? taken : plan->refusal))
         return status;
     return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
@@ -84,6 +93,8 @@ static natten_status choose(natten_plan *plan, const char *only)
             continue;
         plan->kernel = &kernels[i];
         plan->honours = 0;
+        plan->choices = plan->most_workers = 0;
+        plan->choice[0] = 0;
         natten_status status = ask(plan, &kernels[i], only);
         if (status != NA_REFUSED)
             return status == NATTEN_OK ? explain_preferences(plan) : status;
@@ -136,12 +147,22 @@ const char *natten_plan_kernel(const natten_plan *plan) { return plan->kernel->n
 
 size_t natten_plan_workspace(const natten_plan *plan) { return plan->workspace; }
 
+int64_t natten_plan_choices(const natten_plan *plan) { return plan->choices; }
+
+const char *natten_plan_choice(const natten_plan *plan) { return plan->choice; }
+
 natten_status natten_plan_run(const natten_plan *plan, const natten_run *run)
 {
     if (!plan || !run)
         return na_fail(NATTEN_ERROR_ARGUMENT, "natten_plan_run needs a plan and a run, got NULL.");
     natten_status status = na_run_check(&plan->problem, run);
-    return status == NATTEN_OK ? plan->run(plan, run) : status;
+    if (status != NATTEN_OK)
+        return status;
+    if (!plan->most_workers || na_workers(run, plan->most_workers + 1) <= plan->most_workers)
+        return plan->run(plan, run);
+    natten_run fewer = *run;
+    fewer.threads = plan->most_workers;
+    return plan->run(plan, &fewer);
 }
 
 natten_status natten_compute(const natten_problem *problem, const natten_run *run)
@@ -150,7 +171,7 @@ natten_status natten_compute(const natten_problem *problem, const natten_run *ru
     natten_status status = na_table_take(problem, &entry);
     if (status != NATTEN_OK)
         return status;
-    status = natten_plan_run(entry->plan, run);
+    status = natten_plan_run(na_tuned_plan(entry, run), run);
     na_table_give(entry);
     return status;
 }
@@ -270,7 +291,7 @@ natten_status natten_explain(const natten_problem *problem, char *text, size_t s
     natten_status status = na_table_take(problem, &entry);
     if (status != NATTEN_OK)
         return status;
-    natten_plan_explain(entry->plan, text, size);
+    natten_plan_explain(na_tuned_plan(entry, NULL), text, size);
     na_table_give(entry);
     return NATTEN_OK;
 }

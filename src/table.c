@@ -28,6 +28,9 @@ static void drop(na_entry *entry)
     int last = entry && --entry->holders == 0;
     na_lock_give(NA_LOCK_TABLE);
     if (last) {
+        natten_plan *tuned = atomic_load(&entry->tuned);
+        if (tuned != entry->plan)
+            natten_plan_destroy(tuned);
         natten_plan_destroy(entry->plan);
         free(entry);
     }
@@ -65,6 +68,7 @@ natten_status na_table_take(const natten_problem *problem, na_entry **result)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to keep a plan.");
     entry->problem = *problem;
     entry->holders = 2;
+    atomic_init(&entry->tuned, NULL);
     natten_status status = natten_plan_create(problem, NULL, &entry->plan);
     if (status != NATTEN_OK) {
         free(entry);
@@ -82,3 +86,15 @@ natten_status na_table_take(const natten_problem *problem, na_entry **result)
 }
 
 void na_table_give(na_entry *entry) { drop(entry); }
+
+void na_table_forget(void)
+{
+    for (int i = 0; i < sets * ways; i++) {
+        na_lock_take(NA_LOCK_TABLE);
+        na_entry *entry = table[i / ways][i % ways];
+        table[i / ways][i % ways] = NULL;
+        na_lock_give(NA_LOCK_TABLE);
+        if (entry)
+            drop(entry);
+    }
+}

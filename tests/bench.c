@@ -9,7 +9,7 @@
 
 #include "peak.h"
 
-enum { CONTESTANTS = 16, MOST_ROUNDS = 100 };
+enum { CONTESTANTS = 40, MOST_ROUNDS = 100 };
 
 static const double seconds_per_problem = 4, sample_seconds = 2e-3, least_share = 0.93;
 
@@ -18,6 +18,7 @@ typedef struct contestant {
     peak_width width;
     double seconds[MOST_ROUNDS], peak[MOST_ROUNDS]; /* peak: the lower of before and after */
     int samples;
+    double median; /* of seconds beside a peak that was high enough */
 } contestant;
 
 /* Multiplications and additions that cannot be done without, of the useful slots only. */
@@ -79,8 +80,8 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void report(const contestant *c, const test_problem *test, const natten_problem *p,
-                   int threads, int csv)
+static void report(contestant *c, const test_problem *test, const natten_problem *p,
+                   const bench_options *o)
 {
     double peak = 0, kept[MOST_ROUNDS];
     int count = 0;
@@ -90,15 +91,16 @@ static void report(const contestant *c, const test_problem *test, const natten_p
         if (c->peak[i] >= least_share * peak)
             kept[count++] = c->seconds[i];
     qsort(kept, (size_t)count, sizeof *kept, ascending);
-    double median = count ? kept[count / 2] : 0;
-    double rate = median > 0 ? useful_flops(p) / median * 1e-9 : 0;
+    c->median = count ? kept[count / 2] : 0;
+    double rate = c->median > 0 ? useful_flops(p) / c->median * 1e-9 : 0;
     if (p->dtype == NATTEN_F64)
         peak /= 2; /* half the lanes */
-    printf(csv ? "%s_%s,%s,%d,%.4f,%.2f,%.1f,%.1f,%d,%d\n"
-               : "%s_%-40s %-26s %2d threads %9.4f ms %8.2f GFLOP/s, peak %7.1f: %5.1f %%  "
-                 "(%d of %d samples)\n",
-           op_name((natten_op)p->op), test->text, natten_plan_kernel(c->plan), threads,
-           median * 1e3, rate, peak, peak > 0 ? 100 * rate / peak : 0, count, c->samples);
+    printf(o->csv ? "%s_%s,%s,%d,%.4f,%.2f,%.1f,%.1f,%d,%d\n"
+                  : "%s_%-40s %-26s %2d threads %9.4f ms %8.2f GFLOP/s, peak %7.1f: %5.1f %%  "
+                    "(%d of %d samples)\n",
+           op_name((natten_op)p->op), test->text,
+           o->choices ? natten_plan_choice(c->plan) : natten_plan_kernel(c->plan), o->threads,
+           c->median * 1e3, rate, peak, peak > 0 ? 100 * rate / peak : 0, count, c->samples);
 }
 
 static int gather(const natten_problem *problem, const char *only, contestant *all)
@@ -122,26 +124,62 @@ static int gather(const natten_problem *problem, const char *only, contestant *a
     return count;
 }
 
-void bench_problem(const test_problem *test, natten_op op, const char *only, uint64_t seed,
-                   int threads, int csv)
+/* All choices of a kernel. */
+static int gather_choices(natten_problem problem, const char *only, contestant *all)
+{
+    int count = 0;
+    for (problem.choice = 0; count < CONTESTANTS; problem.choice++) {
+        if (natten_plan_create(&problem, only, &all[count].plan) != NATTEN_OK)
+            break;
+        all[count].samples = 0;
+        all[count].width = peak_of_kernel(natten_plan_kernel(all[count].plan));
+        count++;
+    }
+    return count;
+}
+
+/* How choice 0 and the one that tuning takes stand beside the best. */
+static void report_choices(const contestant *all, int count, const natten_problem *problem,
+                           const natten_run *run)
+{
+    const natten_tuning tuning = {.warmups = 5, .rounds = 5};
+    natten_tuned tuned;
+    int best = 0;
+    for (int c = 1; c < count; c++)
+        if (all[c].median < all[best].median)
+            best = c;
+    if (natten_tune(problem, run, &tuning, &tuned) != NATTEN_OK || tuned.choice >= count) {
+        printf("  tuning failed: %s\n", natten_last_error());
+        return;
+    }
+    printf("  choice 0 takes %.3f of the best's time (choice %d: %s), tuned choice %d %.3f\n",
+           all[0].median / all[best].median, best, natten_plan_choice(all[best].plan),
+           (int)tuned.choice, all[tuned.choice].median / all[best].median);
+}
+
+void bench_problem(const test_problem *test, natten_op op, const bench_options *o)
 {
     static contestant all[CONTESTANTS];
     natten_problem problem;
     trial t;
     tensor tensors[NATTEN_ROLES];
-    natten_run run = {.threads = threads};
+    natten_run run = {.threads = o->threads};
     if (!problem_of_op(test, op, &problem))
         return;
-    const char *complaint = trial_make_inputs(&t, &problem, seed);
+    const char *complaint = trial_make_inputs(&t, &problem, o->seed);
     int made = !complaint && trial_tensors(&t, PLACE_START, tensors, &run);
     if (!made)
         printf("%s_%s: %s\n", op_name(op), test->text, complaint ? complaint : "no memory");
-    int count = made ? gather(&problem, only, all) : 0;
+    int count = 0;
+    if (made)
+        count = o->choices ? gather_choices(problem, o->only, all) : gather(&problem, o->only, all);
     compete(all, count, &run);
-    for (int c = 0; c < count; c++) {
-        report(&all[c], test, &problem, threads, csv);
+    for (int c = 0; c < count; c++)
+        report(&all[c], test, &problem, o);
+    if (count && o->choices)
+        report_choices(all, count, &problem, &run);
+    for (int c = 0; c < count; c++)
         natten_plan_destroy(all[c].plan);
-    }
     if (made)
         trial_tensors_free(tensors);
     trial_free(&t);

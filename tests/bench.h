@@ -5,8 +5,15 @@
 
 #include "trial.h"
 
-/* Prints a line for each kernel whose name begins with `only` (NULL: all). */
-void bench_problem(const test_problem *test, natten_op op, const char *only, uint64_t seed,
-                   int threads, int csv);
+typedef struct bench_options {
+    const char *only; /* kernels whose names begin so; NULL: all */
+    uint64_t seed;
+    int threads, csv;
+    int choices; /* 1: the choices of the first such kernel instead, and what tuning makes of them
+                  */
+} bench_options;
+
+/* Prints a line for each kernel, or choice. */
+void bench_problem(const test_problem *test, natten_op op, const bench_options *options);
 
 #endif

@@ -21,7 +21,7 @@ typedef struct options {
     const char *kernel; /* only kernels whose names begin so */
     int op;             /* -1: as the problem says */
     int verbose;
-    int bench, threads, csv;
+    int bench, threads, csv, choices;
 } options;
 
 typedef struct record {
@@ -260,7 +260,8 @@ static void check_problem(const char *text, const options *o)
     for (int op = 0; op < NATTEN_OPS; op++)
         if ((test.op < 0 || test.op == op) && (o->op < 0 || o->op == op)) {
             if (o->bench)
-                bench_problem(&test, (natten_op)op, o->kernel, o->seed, o->threads, o->csv);
+                bench_problem(&test, (natten_op)op,
+                              &(bench_options){o->kernel, o->seed, o->threads, o->csv, o->choices});
             else
                 check_op(&test, (natten_op)op, o);
         }
@@ -320,7 +321,7 @@ static int usage(void)
          "  -o op       forward, backward, qk, qk-backward, av, av-backward; else all\n"
          "  -v          every check, and why kernels refuse\n"
          "  --random n  n random small problems over all features\n"
-         "  --bench     time instead; -t threads (1), --csv");
+         "  --bench     time instead; -t threads (1), --csv, --choices: of the first kernel");
     return 2;
 }
 
@@ -350,6 +351,8 @@ static int read_options(int argc, char **argv, options *o, int *random_count)
             o->bench = 1;
         else if (!strcmp(name, "--csv"))
             o->csv = 1;
+        else if (!strcmp(name, "--choices"))
+            o->choices = 1;
         else if (!takes)
             return 0;
     }

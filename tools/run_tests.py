@@ -143,6 +143,7 @@ def c_steps() -> list[Step]:
         Step("check random asan", [asan, "--random", "40"]),
         Step("build tsan", sanitized("build/tsan", "-fsanitize=thread")),
         Step("threads tsan", ["build/tsan/tests/test_threads"]),
+        Step("tuning tsan", ["build/tsan/tests/test_tune", "threads"]),
         Step(
             "fuzz",
             shell("sh tests/fuzz/run.sh"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, _ops, _preferences
+from . import _autograd, _ops, _preferences, _state
 from ._autograd import (
     AV,
     Optional,
@@ -340,6 +340,12 @@ def _keep_whole() -> bool:
 _keep_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _follow_autotuner() -> None:
+    from . import autotuner
+
+    autotuner.follow()
+
+
 def _call(cls: Any, full: Any, op: Any, traced: Any, tensors: tuple[Any, ...], numbers: Any) -> Any:
     """Takes the cheapest road that is right. `numbers` is (window, scale), or for AV (window,)."""
     compiling = torch.compiler.is_compiling()
@@ -349,6 +355,8 @@ def _call(cls: Any, full: Any, op: Any, traced: Any, tensors: tuple[Any, ...], n
     if _functorch_active() or (compiling and dual):
         return full(*tensors, *numbers)
     if not compiling and not _is_tracing():
+        if _state.tunes:
+            _follow_autotuner()
         if dual or (
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         ):
@@ -373,6 +381,8 @@ def fused(
         # The roads of _call for plain calls, which are to cost little.
         if query.is_cuda:
             _preferences.refresh()
+        if _state.tunes:
+            _follow_autotuner()
         if forward_ad._current_level >= 0 or (
             torch.is_grad_enabled()
             and (

@@ -86,6 +86,7 @@ class Problem(ctypes.Structure):
         ("device", c_int64),
         ("device_index", c_int64),
         ("preferences", c_uint64),
+        ("choice", c_int64),
         ("rank", c_int64),
         ("axis", Axis * 3),
         ("batch", c_int64),
@@ -114,6 +115,27 @@ class Run(ctypes.Structure):
         ("seed", c_uint64),
         ("offset", c_uint64),
     ]
+
+
+class Tuning(ctypes.Structure):
+    """natten_tuning"""
+
+    _fields_ = [("warmups", c_int64), ("rounds", c_int64), ("thorough", c_int64)]
+
+
+class Tuned(ctypes.Structure):
+    """natten_tuned"""
+
+    _fields_ = [
+        ("choice", c_int64),
+        ("choices", c_int64),
+        ("seconds", c_double),
+        ("default_seconds", c_double),
+    ]
+
+
+#: natten_tune_log
+TuneLog = ctypes.CFUNCTYPE(None, c_int64, c_char_p)
 
 
 class Tensor(ctypes.Structure):
@@ -189,6 +211,14 @@ def _load() -> ctypes.CDLL:
         "natten_plan_explain": (c_size_t, [c_void_p, c_char_p, c_size_t]),
         "natten_plan_kernel": (c_char_p, [c_void_p]),
         "natten_plan_workspace": (c_size_t, [c_void_p]),
+        "natten_plan_choices": (c_int64, [c_void_p]),
+        "natten_plan_choice": (c_char_p, [c_void_p]),
+        "natten_tune": (c_int, [pointer(Problem), pointer(Run), pointer(Tuning), pointer(Tuned)]),
+        "natten_autotune": (c_int, [c_int, pointer(Tuning)]),
+        "natten_tune_log_set": (None, [TuneLog]),
+        "natten_tuned_export": (c_size_t, [c_char_p, c_size_t]),
+        "natten_tuned_import": (c_int, [c_char_p]),
+        "natten_tuned_clear": (None, []),
         "natten_kernel_name": (c_char_p, [c_size_t]),
         "natten_plan_run": (c_int, [c_void_p, pointer(Run)]),
         "natten_compute": (c_int, [pointer(Problem), pointer(Run)]),

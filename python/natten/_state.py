@@ -45,8 +45,22 @@ class NattenContext:
         refresh()
 
 
-class AutotunerContext:
-    """The settings of natten.autotuner, and the choices it has made."""
+# Whether plain calls must have natten.autotuner look at torch's deterministic mode.
+tunes = False
+
+
+class _Followed(type):
+    """The library follows each change of a setting, whoever makes it."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        from . import autotuner
+
+        autotuner.changed()
+
+
+class AutotunerContext(metaclass=_Followed):
+    """The settings of natten.autotuner."""
 
     enabled_for_forward = False
     enabled_for_backward = False
@@ -56,16 +70,15 @@ class AutotunerContext:
     warmup_steps_backward = 5
     steps_forward = 5
     steps_backward = 5
-    _FORWARD_CACHE: dict[Any, Any] = {}
-    _BACKWARD_CACHE: dict[Any, Any] = {}
 
     @staticmethod
     def reset() -> None:
         """Back to how a process starts: off, and nothing chosen."""
+        from . import autotuner
+
         with lock:
             _restore(AutotunerContext)
-            AutotunerContext._FORWARD_CACHE.clear()
-            AutotunerContext._BACKWARD_CACHE.clear()
+            autotuner.clear()
 
     @staticmethod
     def set_enabled_for_forward(enabled: bool | None = None) -> None:

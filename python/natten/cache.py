@@ -43,10 +43,10 @@ def folders() -> list[Path]:
 
 
 def files() -> Iterator[Path]:
-    """The files of compiled kernels."""
+    """The files of compiled kernels, and of choices that the autotuner made."""
     for folder in folders():
         if folder.is_dir():
-            yield from sorted(folder.glob("*.kernel"))
+            yield from sorted([*folder.glob("*.kernel"), *folder.glob("*.tuned")])
 
 
 def describe(path: Path) -> str | None:
@@ -58,12 +58,13 @@ def describe(path: Path) -> str | None:
 
 
 def clear() -> int:
-    """Deletes the compiled kernels of the user's folder, unfinished ones too; returns how many."""
+    """Deletes what the user's folder keeps, unfinished files too; returns how many."""
     count = 0
     for path in folders()[-1:]:
-        for file in [*path.glob("*.kernel"), *path.glob(".*.kernel.*")]:
-            file.unlink(missing_ok=True)
-            count += 1
+        for kind in ("kernel", "tuned"):
+            for file in [*path.glob(f"*.{kind}"), *path.glob(f".*.{kind}.*")]:
+                file.unlink(missing_ok=True)
+                count += 1
     return count
 
 

@@ -27,7 +27,10 @@ struct natten_plan {
     void *state;                  /* the kernel's own */
     void (*destroy)(void *state); /* NULL: free */
     size_t workspace;
-    uint64_t honours;  /* the preferences that the kernel makes use of, set while planning */
+    uint64_t honours;     /* the preferences that the kernel makes use of, set while planning */
+    int64_t choices;      /* ways of doing it besides the first: problem.choice may be 1..choices */
+    int64_t most_workers; /* of a choice for few threads; 0: as many as the run brings */
+    char choice[80];      /* the one taken, in words */
     char refusal[256]; /* of the kernel asked last; if it agreed, what it had to say about that */
     char *explanation;
 };

@@ -8,6 +8,7 @@
 
 /* In the order in which a thread may take them. */
 typedef enum na_lock {
+    NA_LOCK_TUNED,
     NA_LOCK_TABLE,
     NA_LOCK_JIT,
     NA_LOCK_SCRATCH,

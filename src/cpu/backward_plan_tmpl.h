@@ -261,10 +261,11 @@ static natten_status backward_plan(natten_plan *plan)
     plan->state = s;
     plan->destroy = backward_destroy;
     plan->run = backward_run_plan;
-    s->rows = REGISTERS >= 32 ? ROWS_MAX : SCATTER_ROWS;
-    s->g = na_geometry_make(p, VL, HALF, s->rows);
+    const int rows = REGISTERS >= 32 ? ROWS_MAX : SCATTER_ROWS;
+    s->g = na_choose(plan, VL, HALF, rows, rows);
     if (!s->g || !bias_find_kinds(&s->kinds, s->g))
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    s->rows = s->g->cut.rows;
     const int64_t units = p->batch * p->kv_heads;
     int64_t products = (na_window_size(p) + p->additional_tokens) * (p->head_dim + p->value_dim);
     products *= p->heads / p->kv_heads;

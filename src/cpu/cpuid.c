@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu/cpuid.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #if defined(__x86_64__)
 
 #include <cpuid.h>
@@ -54,10 +57,39 @@ int na_cpu_has_avx2(void) { return (features() & AVX2) != 0; }
 int na_cpu_has_avx512(void) { return (features() & AVX512) != 0; }
 int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
 
+void na_cpu_name(char *text, size_t size)
+{
+    unsigned words[13] = {0};
+    for (unsigned i = 0; i < 3; i++) {
+        unsigned *w = words + 4 * i;
+        if (!__get_cpuid(0x80000002u + i, w, w + 1, w + 2, w + 3))
+            snprintf((char *)words, sizeof words, "x86-64");
+    }
+    const char *name = (const char *)words;
+    snprintf(text, size, "%s", name + strspn(name, " "));
+}
+
 #else
+
+#include <sys/utsname.h>
 
 int na_cpu_has_avx2(void) { return 0; }
 int na_cpu_has_avx512(void) { return 0; }
 int na_cpu_has_avx512bf16(void) { return 0; }
+
+void na_cpu_name(char *text, size_t size)
+{
+    /* Where Linux says which core it is, on Arm. */
+    FILE *file = fopen("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1", "r");
+    struct utsname machine;
+    char core[32] = "";
+    if (file && !fgets(core, sizeof core, file))
+        core[0] = 0;
+    if (file)
+        fclose(file);
+    core[strcspn(core, "\n")] = 0;
+    snprintf(text, size, "%s%s%s", uname(&machine) < 0 ? "unknown" : machine.machine,
+             *core ? " " : "", core);
+}
 
 #endif

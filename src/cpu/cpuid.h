@@ -3,6 +3,8 @@
 #ifndef NATTEN_CPU_CPUID_H
 #define NATTEN_CPU_CPUID_H
 
+#include <stddef.h>
+
 /* AVX2, FMA and F16C. */
 int na_cpu_has_avx2(void);
 
@@ -11,5 +13,8 @@ int na_cpu_has_avx512(void);
 
 /* AVX-512 BF16, and what na_cpu_has_avx512 says. */
 int na_cpu_has_avx512bf16(void);
+
+/* Its name, cut to size bytes. */
+void na_cpu_name(char *text, size_t size);
 
 #endif

@@ -201,12 +201,12 @@ static natten_status forward_plan(natten_plan *plan)
     forward_state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
-    s->rows = forward_rows(p);
-    s->g = na_geometry_make(p, VL, HALF, s->rows);
+    s->g = na_choose(plan, VL, HALF, forward_rows(p), ROWS_MAX);
     if (!s->g) {
         free(s);
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     }
+    s->rows = s->g->cut.rows;
     const int64_t line = 64 / (int64_t)sizeof(real),
                   keys = na_window_size(p) + p->additional_tokens;
     const int64_t room = CHAPTER_BYTES / (s->rows * VL * (int64_t)sizeof(real));

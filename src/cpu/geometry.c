@@ -4,14 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Keys of a part when tiles run across: long enough that the keys packed twice (a window's reach
- * of lanes) are few, short enough that a ring of parts slides. */
-enum { CUT = 512 };
-
-/* Longest range of queries that an upright map is worked on at once, so that the ring of key rows
- * stays in the second-level cache. */
-enum { UPRIGHT = 512 };
-
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* How the starts of the tile's lanes lie. */
@@ -168,7 +160,7 @@ static int make_across_blocks(na_geometry *g, int rows)
 /* Parts of equal numbers of lane tiles, each with all the keys these see. */
 static int make_upright_parts(na_geometry *g)
 {
-    g->parts = ceil_div(g->lane_tiles * g->lanes, UPRIGHT);
+    g->parts = ceil_div(g->lane_tiles * g->lanes, g->cut.part);
     g->part = calloc((size_t)g->parts, sizeof *g->part);
     if (!g->part)
         return 0;
@@ -197,7 +189,7 @@ static int make_upright_parts(na_geometry *g)
 static int make_across_parts(na_geometry *g)
 {
     int extent = (int)g->axis[2].key_extent, reach = na_max(g->spread, g->lanes);
-    int cut = na_max(CUT, ceil_div(2 * reach, g->lanes) * g->lanes);
+    int cut = na_max(g->cut.part, ceil_div(2 * reach, g->lanes) * g->lanes);
     g->parts = ceil_div(extent, cut);
     g->part = calloc((size_t)g->parts, sizeof *g->part);
     if (!g->part)
@@ -228,6 +220,8 @@ static double sharing(double rows, double window, double apart)
 
 static int choose_across(const na_geometry *g, int rows)
 {
+    if (g->cut.across >= 0)
+        return g->cut.across;
     const natten_axis *y = &g->axis[1], *x = &g->axis[2];
     int upright = na_min(rows, ceil_div((int)y->query_extent, (int)y->dilation));
     int tiles = ceil_div((int)x->query_extent, g->lanes);
@@ -248,7 +242,7 @@ static int make_ring(na_geometry *g, const natten_problem *problem)
     const int64_t plane = y->key_extent * g->width * token;
     g->ring_z = (int)z->window;
     g->key_rows = g->ring_z * g->ring_y;
-    g->planes = !g->across && z->window > 1 && plane * z->window <= largest_planes;
+    g->planes = g->cut.planes && !g->across && z->window > 1 && plane * z->window <= largest_planes;
     if (g->planes)
         g->ring_y = (int)y->key_extent;
     g->order_z = calloc((size_t)z->query_extent, sizeof *g->order_z);
@@ -279,13 +273,15 @@ static void make_bounds(na_geometry *g, const natten_problem *problem, int rows)
     g->tasks = problem->batch * g->kv_heads * maps * g->blocks * g->head_tiles;
 }
 
-na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, int rows)
+na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, na_cut cut)
 {
+    int rows = cut.rows;
     na_geometry *g = calloc(1, sizeof *g);
     if (!g)
         return NULL;
     g->lanes = lanes;
     g->half = half;
+    g->cut = cut;
     memcpy(g->axis, problem->axis, sizeof g->axis);
     g->kv_heads = problem->kv_heads;
     g->group = (int)(problem->heads / problem->kv_heads);

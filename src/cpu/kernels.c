@@ -8,6 +8,7 @@
 
 #include "core/dropout.h"
 #include "cpu/bands.h"
+#include "cpu/choices.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"

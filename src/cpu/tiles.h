@@ -59,7 +59,21 @@ typedef struct na_part {
     int32_t first, width, cut;
 } na_part;
 
+/* What there is to choose about a geometry. */
+typedef struct na_cut {
+    int32_t rows; /* most rows of a tile */
+    /* Across: keys of a part, long enough that the keys packed twice (a window's reach of lanes)
+     * are few, short enough that a ring of parts slides. Upright: most queries of one, so that the
+     * ring of key rows stays in the second-level cache. */
+    int32_t part;
+    int32_t across; /* -1: what shares more keys */
+    int32_t planes; /* 0: never a ring of whole planes; 1: where it is small enough */
+} na_cut;
+
+enum { NA_PART = 512 };
+
 typedef struct na_geometry {
+    na_cut cut;
     int32_t lanes, half;
     int32_t across;
     int32_t group;      /* query heads per key head */
@@ -94,9 +108,8 @@ static inline na_window na_local_window(const natten_axis *axis, int query)
     return window;
 }
 
-/* Makes the tables: lanes of a vector, lanes of a half vector (0: none), at most `rows` rows. NULL:
- * no memory. */
-na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, int rows);
+/* Makes the tables: lanes of a vector, lanes of a half vector (0: none). NULL: no memory. */
+na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, na_cut cut);
 void na_geometry_free(void *geometry);
 
 /* A unit of work: the tiles of one block. Tasks are numbered so that neighbours share packed keys.

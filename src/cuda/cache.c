@@ -39,11 +39,11 @@ static uint64_t checksum(const char *key, size_t key_size, const na_cubin *cubin
 }
 
 /* Keys that share a name would only displace each other: the key inside decides. */
-static void file_name(const char *key, char name[40])
+static void file_name(const char *key, const char *kind, char name[40])
 {
     size_t size = strlen(key);
-    snprintf(name, 40, "%016" PRIx64 "%016" PRIx64 ".kernel", hash(0xcbf29ce484222325u, key, size),
-             hash(0x9e3779b97f4a7c15u, key, size));
+    snprintf(name, 40, "%016" PRIx64 "%016" PRIx64 "%s", hash(0xcbf29ce484222325u, key, size),
+             hash(0x9e3779b97f4a7c15u, key, size), kind);
 }
 
 /* Item `index` of a list with ':' between. */
@@ -188,20 +188,28 @@ int na_cache_read(const char *path, char **key, na_cubin *cubin)
     return good;
 }
 
-int na_cache_load(const char *key, na_cubin *cubin)
+int na_cache_load_from(int index, const char *kind, const char *key, na_cubin *cubin)
 {
     char folder[PATH_MAX], path[PATH_MAX + 64], name[40], *found;
-    file_name(key, name);
-    for (int i = 0; na_cache_folder(i, folder, sizeof folder); i++) {
-        snprintf(path, sizeof path, "%s/%s", folder, name);
-        if (!na_cache_read(path, &found, cubin))
-            continue;
-        int same = !strcmp(found, key);
-        free(found);
-        if (same)
-            return 1;
+    file_name(key, kind, name);
+    if (!na_cache_folder(index, folder, sizeof folder))
+        return 0;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (!na_cache_read(path, &found, cubin))
+        return 0;
+    int same = !strcmp(found, key);
+    free(found);
+    if (!same)
         free(cubin->bytes);
-    }
+    return same;
+}
+
+int na_cache_load(const char *key, na_cubin *cubin)
+{
+    char folder[PATH_MAX];
+    for (int i = 0; na_cache_folder(i, folder, sizeof folder); i++)
+        if (na_cache_load_from(i, NA_CACHE_KERNEL, key, cubin))
+            return 1;
     return 0;
 }
 
@@ -219,13 +227,13 @@ static int make_folder(char *path)
     return access(path, W_OK | X_OK) == 0;
 }
 
-int na_cache_store(const char *key, const na_cubin *cubin)
+int na_cache_store_as(const char *kind, const char *key, const na_cubin *cubin)
 {
     char folder[PATH_MAX], path[PATH_MAX + 64], own[PATH_MAX + 64], name[40];
     if (!user_folder(folder, sizeof folder) || !make_folder(folder) ||
         !user_folder(folder, sizeof folder))
         return 0;
-    file_name(key, name);
+    file_name(key, kind, name);
     snprintf(path, sizeof path, "%s/%s", folder, name);
     snprintf(own, sizeof own, "%s/.%s.XXXXXX", folder, name);
     int file = mkostemp(own, O_CLOEXEC);
@@ -241,4 +249,9 @@ int na_cache_store(const char *key, const na_cubin *cubin)
     if (!good)
         unlink(own);
     return good;
+}
+
+int na_cache_store(const char *key, const na_cubin *cubin)
+{
+    return na_cache_store_as(NA_CACHE_KERNEL, key, cubin);
 }

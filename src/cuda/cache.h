@@ -18,8 +18,13 @@
  */
 int na_cache_folder(int index, char *path, size_t size);
 
+/* What a file holds, as its name ends: compiled kernels, or other bytes by the same rules. */
+#define NA_CACHE_KERNEL ".kernel"
+#define NA_CACHE_TUNED ".tuned"
+
 /* Fills in the kernel if a folder has it. */
 int na_cache_load(const char *key, na_cubin *cubin);
+int na_cache_load_from(int index, const char *kind, const char *key, na_cubin *cubin);
 
 /* Whether any folder has any file of a kernel. */
 int na_cache_holds_any(void);
@@ -27,6 +32,7 @@ int na_cache_holds_any(void);
 /* Keeps the kernel in the user's folder, which is made if it is not there; 0 if it could not be
  * kept. */
 int na_cache_store(const char *key, const na_cubin *cubin);
+int na_cache_store_as(const char *kind, const char *key, const na_cubin *cubin);
 
 /* Reads one file as na_cache_load would, whatever its key; the key is malloc'ed. For listing and
  * verifying. */

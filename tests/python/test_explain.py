@@ -16,8 +16,8 @@ def test_every_op_is_explained() -> None:
     assert torch.equal(out, plain)
     taken = [plan.splitlines()[-1] for plan in plans]
     assert len(taken) == 2
-    assert taken[0].split("-", 2)[2] == "forward: taken"
-    assert taken[1].split("-", 2)[2] == "backward: taken"
+    assert taken[0].split("-", 2)[2].startswith("forward: taken")
+    assert taken[1].split("-", 2)[2].startswith("backward: taken")
     na1d(query, query, query, kernel_size=5)
     assert len(plans) == 2  # nobody listens any more
 

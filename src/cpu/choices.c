@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+#include "cpu/choices.h"
+
+#include <stdio.h>
+
+enum { MOST_CUTS = 24 };
+
+/* Below so many multiplications, waking threads may cost more than they bring. */
+static const double few_products = 1 << 24;
+
+static const int thread_counts[] = {1, 2, 4, 8};
+enum { THREAD_COUNTS = sizeof thread_counts / sizeof *thread_counts };
+
+/* What a cut comes to: two that come to the same are one choice. */
+typedef struct shape {
+    int heads, pieces, part, across, planes;
+} shape;
+
+typedef struct list {
+    na_cut cut[MOST_CUTS];
+    shape shape[MOST_CUTS];
+    int count;
+} list;
+
+static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/* Blocks of nearly equal size: fewer rows matter only if they make more blocks. */
+static shape shape_of(const na_geometry *g, na_cut cut)
+{
+    const natten_axis *y = &g->axis[1], *x = &g->axis[2];
+    const int head_tiles = ceil_div(g->group, cut.rows), heads = ceil_div(g->group, head_tiles);
+    const int tiles = ceil_div((int)x->query_extent, g->lanes);
+    const int along = cut.across ? ceil_div(tiles, (int)x->dilation)
+                                 : ceil_div((int)y->query_extent, (int)y->dilation);
+    shape s = {heads, ceil_div(along, cut.rows / heads), 1, cut.across, cut.planes};
+    const int extent = cut.across ? (int)x->key_extent : tiles * g->lanes;
+    s.part = cut.across && extent > cut.part ? cut.part : ceil_div(extent, cut.part);
+    return s;
+}
+
+static void add(list *l, const na_geometry *g, na_cut cut)
+{
+    const shape s = shape_of(g, cut);
+    for (int i = 0; i < l->count; i++) {
+        const shape *o = &l->shape[i];
+        if (o->heads == s.heads && o->pieces == s.pieces && o->part == s.part &&
+            o->across == s.across && o->planes == s.planes)
+            return;
+    }
+    if (l->count < MOST_CUTS) {
+        l->shape[l->count] = s;
+        l->cut[l->count++] = cut;
+    }
+}
+
+/* Starts from the geometry that was thought best. */
+static void make_list(list *l, const na_geometry *g, int most)
+{
+    const na_cut first = {g->cut.rows, g->cut.part, g->across, g->planes};
+    const int may_turn = g->axis[1].query_extent > 1 && g->axis[2].query_extent > g->lanes;
+    add(l, g, first);
+    for (int turned = 0; turned <= may_turn; turned++) {
+        na_cut cut = first;
+        cut.across ^= turned;
+        cut.planes &= !turned;
+        for (cut.rows = most; cut.rows > 0; cut.rows--)
+            add(l, g, cut);
+    }
+    for (int part = NA_PART / 4; part <= NA_PART * 2; part *= 2) {
+        na_cut cut = first;
+        cut.part = part;
+        add(l, g, cut);
+    }
+    if (first.planes) {
+        na_cut cut = first;
+        cut.planes = 0;
+        add(l, g, cut);
+    }
+}
+
+static double products_of(const natten_problem *p)
+{
+    double products = (double)(na_window_size(p) + p->additional_tokens) *
+                      (double)(p->head_dim + p->value_dim) * (double)(p->batch * p->heads);
+    for (int i = 0; i < 3; i++)
+        products *= (double)p->axis[i].query_extent;
+    return products;
+}
+
+static void describe(natten_plan *plan, const na_geometry *g)
+{
+    const char *how = g->across ? "across" : g->planes ? "upright over planes" : "upright";
+    int length = snprintf(plan->choice, sizeof plan->choice, "%d rows %s, parts of %d", g->cut.rows,
+                          how, g->cut.part);
+    if (plan->most_workers)
+        snprintf(plan->choice + length, sizeof plan->choice - (size_t)length,
+                 ", at most %d thread%s", (int)plan->most_workers,
+                 plan->most_workers > 1 ? "s" : "");
+}
+
+na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int most)
+{
+    const na_cut usual = {rows, NA_PART, -1, 1};
+    const int64_t choice = plan->problem.choice;
+    na_geometry *g = na_geometry_make(&plan->problem, lanes, half, usual);
+    list l = {.count = 0};
+    if (!g)
+        return NULL;
+    make_list(&l, g, most);
+    const int few = products_of(&plan->problem) < few_products ? THREAD_COUNTS : 0;
+    plan->choices = l.count - 1 + few;
+    if (choice >= l.count && choice <= plan->choices)
+        plan->most_workers = thread_counts[choice - l.count];
+    if (choice > 0 && choice < l.count) {
+        na_geometry_free(g);
+        g = na_geometry_make(&plan->problem, lanes, half, l.cut[choice]);
+    }
+    if (g)
+        describe(plan, g);
+    return g;
+}
