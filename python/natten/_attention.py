@@ -132,24 +132,51 @@ def _last(tensor: Optional) -> Optional:
     return None if tensor is None else tensor.movedim(1, -2)
 
 
+def spread_keys(key_bias: Tensor, query: Tensor, additional: Optional, window: Window) -> Tensor:
+    """What biases of keys (heads-first) add to the scores: a product with queries of one channel
+    that is 1."""
+    ones = query.new_ones(1).expand((*query.shape[:-1], 1))
+    scores = correlate(ones, key_bias.to(query.dtype).unsqueeze(-1), None, window)
+    extra = 0 if additional is None else additional.shape[2]
+    return torch.nn.functional.pad(scores, (0, extra)) if extra else scores
+
+
 def _weights(
-    query: Tensor, key: Tensor, bias: Optional, additional: Optional, window: Window, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The softmax weights and the LSE of heads-first tensors, differentiable."""
+    query: Tensor,
+    key: Tensor,
+    bias: Optional,
+    additional: Optional,
+    window: Window,
+    scale: float,
+    key_bias: Optional = None,
+) -> Tensor:
+    """The softmax weights of heads-first tensors, differentiable; 0 where no key is left."""
     scores = _autograd.apply(QK, query, key, bias, additional, window, scale)
+    if key_bias is not None:
+        scores = scores + spread_keys(key_bias.movedim(-1, 1), query, additional, window)
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    lse = scores.logsumexp(-1, keepdim=True)
-    return (scores - lse).exp(), lse
+    range_of = torch.finfo(scores.dtype)
+    top = scores.detach().amax(-1, keepdim=True).clamp_min(range_of.min)
+    powers = (scores - top).exp()
+    weights: Tensor = powers / powers.sum(-1, keepdim=True).clamp_min(range_of.tiny)
+    return weights
 
 
-def _backward_composed(
-    need: Any, d_out: Optional, d_lse: Optional, tensors: Any, window: Window, scale: float
+def backward_composed(
+    need: Any,
+    d_out: Optional,
+    d_lse: Optional,
+    tensors: Any,
+    window: Window,
+    scale: float,
+    key_bias: Optional = None,
 ) -> tuple[Optional, ...]:
-    """The gradients of fused attention, through its weights: differentiable any number of times."""
+    """The gradients of fused attention, through its weights: differentiable any number of times.
+    The last one is that of the biases of keys."""
     query, key, value, bias, additional_key, additional_value = tensors
     q, k, v = query.movedim(-2, 1), key.movedim(-2, 1), value.movedim(-2, 1)
     ak, av = _first(additional_key), _first(additional_value)
-    weights, _ = _weights(q, k, bias, ak, window, scale)
+    weights = _weights(q, k, bias, ak, window, scale, key_bias)
     d_value = d_av = d_weights = None
     if d_out is not None:
         d_out = d_out.movedim(-2, 1)
@@ -162,9 +189,23 @@ def _backward_composed(
     if d_lse is not None:
         d_scores = d_scores + weights * d_lse.movedim(-1, 1).unsqueeze(-1)
     score_need = (need[0], need[1], need[3], need[4])
+    d_key_bias = None
+    if key_bias is not None and need[6]:
+        ones = weights.new_ones(1).expand((*weights.shape[:-1], 1))
+        grad = d_scores[..., : d_scores.shape[-1] - (0 if ak is None else ak.shape[2])]
+        d_key_bias = scatter(grad, ones, key_bias.movedim(-1, 1).unsqueeze(-1), None, window)[0]
+        d_key_bias = d_key_bias.squeeze(-1).movedim(1, -1).to(key_bias.dtype)
     d_scores = d_scores.to(q.dtype)
     d_query, d_key, d_bias, d_ak = _score_grads(score_need, d_scores, q, k, ak, window, scale)
-    return _last(d_query), _last(d_key), _last(d_value), d_bias, _last(d_ak), _last(d_av)
+    return (
+        _last(d_query),
+        _last(d_key),
+        _last(d_value),
+        d_bias,
+        _last(d_ak),
+        _last(d_av),
+        d_key_bias,
+    )
 
 
 @_finish
@@ -213,30 +254,45 @@ class Fused(_Op):
         if d_out is None and d_lse is None:
             return (None,) * 8
         if differentiable_again():
-            grads = _backward_composed(need, d_out, d_lse, tensors, ctx.window, ctx.scale)
-            return *grads, None, None
+            grads = backward_composed(need, d_out, d_lse, tensors, ctx.window, ctx.scale)
+            return *grads[:6], None, None
         return *_fused_backward(need, d_out, d_lse, tensors, out, lse, ctx), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        query, key, value, bias, additional_key, additional_value, _, lse = ctx.saved_tensors
-        t_q, t_k, t_v, t_bias, t_ak, t_av = tangents[:6]
-        q, k, v = query.movedim(-2, 1), key.movedim(-2, 1), value.movedim(-2, 1)
-        ak, av = _first(additional_key), _first(additional_value)
-        window, scale = ctx.window, ctx.scale
-        weights, _ = _weights(q, k, bias, ak, window, scale)
-        t_inputs = (_first(t_q), _first(t_k), t_bias, _first(t_ak))
-        t_scores = _score_tangent(t_inputs, q, k, ak, window, scale)
-        t_value = _with(_first(t_v), _first(t_av), v, av)
-        t_out = None if t_value is None else gather(weights.to(v.dtype), *t_value, window)
-        t_lse = torch.zeros_like(lse)
-        if t_scores is not None:
-            t_scores = t_scores.to(weights.dtype)
-            t_lse = (weights * t_scores).sum(-1, keepdim=True)
-            t_weights = weights * (t_scores - t_lse)
-            t_out = _add(t_out, gather(t_weights.to(v.dtype), v, av, window))
-            t_lse = t_lse.squeeze(-1).movedim(1, -1).to(lse.dtype)
-        return _last(t_out), t_lse
+        *tensors, _, lse = ctx.saved_tensors
+        return forward_mode(tangents[:6], tensors, lse, ctx.window, ctx.scale)
+
+
+def forward_mode(
+    tangents: Any,
+    tensors: Any,
+    lse: Tensor,
+    window: Window,
+    scale: float,
+    key_bias: Optional = None,
+    t_key_bias: Optional = None,
+) -> tuple[Optional, Tensor]:
+    """The tangents of out and LSE, through the weights."""
+    query, key, value, bias, additional_key, additional_value = tensors
+    t_q, t_k, t_v, t_bias, t_ak, t_av = tangents
+    q, k, v = query.movedim(-2, 1), key.movedim(-2, 1), value.movedim(-2, 1)
+    ak, av = _first(additional_key), _first(additional_value)
+    weights = _weights(q, k, bias, ak, window, scale, key_bias)
+    t_inputs = (_first(t_q), _first(t_k), t_bias, _first(t_ak))
+    t_scores = _score_tangent(t_inputs, q, k, ak, window, scale)
+    if t_key_bias is not None:
+        t_scores = _add(t_scores, spread_keys(t_key_bias.movedim(-1, 1), q, ak, window))
+    t_value = _with(_first(t_v), _first(t_av), v, av)
+    t_out = None if t_value is None else gather(weights.to(v.dtype), *t_value, window)
+    t_lse = torch.zeros_like(lse)
+    if t_scores is not None:
+        t_scores = t_scores.to(weights.dtype)
+        t_lse = (weights * t_scores).sum(-1, keepdim=True)
+        t_weights = weights * (t_scores - t_lse)
+        t_out = _add(t_out, gather(t_weights.to(v.dtype), v, av, window))
+        t_lse = t_lse.squeeze(-1).movedim(1, -1).to(lse.dtype)
+    return _last(t_out), t_lse
 
 
 def _fused_backward(

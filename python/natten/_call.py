@@ -50,6 +50,11 @@ class Op:
         """Whether the caller says which outputs it wants: bit i for output i."""
         return self.op in (_lib.BACKWARD, _lib.QK_BACKWARD, _lib.AV_BACKWARD)
 
+    @property
+    def masks(self) -> bool:
+        """Whether it takes a bias of keys, and dropout: a probability and a seed."""
+        return _lib.KEY_BIAS in self.inputs
+
 
 NA = Op(
     "na",
@@ -107,10 +112,22 @@ AV_BACKWARD = Op(
     (_lib.D_OUT, _lib.ATTN, _lib.VALUE, _lib.ADDITIONAL_VALUE),
     (_lib.D_ATTN, _lib.D_VALUE, _lib.D_ADDITIONAL_VALUE),
 )
+NA_MASKED = Op("na_masked", NA.op, NA.order, (*NA.inputs, _lib.KEY_BIAS), NA.outputs)
+NA_MASKED_BACKWARD = Op(
+    "na_masked_backward",
+    NA_BACKWARD.op,
+    NA_BACKWARD.order,
+    (_lib.D_OUT, _lib.D_LSE, *NA_MASKED.inputs, _lib.OUT, _lib.LSE),
+    (*NA_BACKWARD.outputs, _lib.D_KEY_BIAS),
+)
 OPS = (NA, NA_BACKWARD, QK, QK_BACKWARD, AV, AV_BACKWARD)
 
+MASKED_OPS = (NA_MASKED, NA_MASKED_BACKWARD)
+
 # Roles of inputs that may be left out.
-OPTIONAL = frozenset((_lib.RPB, _lib.ADDITIONAL_KEY, _lib.ADDITIONAL_VALUE, _lib.D_LSE))
+OPTIONAL = frozenset(
+    (_lib.RPB, _lib.ADDITIONAL_KEY, _lib.ADDITIONAL_VALUE, _lib.KEY_BIAS, _lib.D_LSE)
+)
 
 
 @dataclass
@@ -136,8 +153,10 @@ class Call:
         scale: float,
         wanted: int,
         preferences: int = _lib.PREFER_USUAL,
+        dropout: float = 0.0,
     ) -> None:
         self.struct = call = _lib.Call()
+        call.dropout = dropout
         call.op, call.order, call.scale = op.op, op.order, scale
         call.preferences = preferences
         call.entries = len(window)
@@ -189,10 +208,15 @@ class Call:
         return text.value.decode().rstrip()
 
     def run(
-        self, addresses: Sequence[int], threads: int = 0, workspace: int = 0, stream: int = 0
+        self,
+        addresses: Sequence[int],
+        threads: int = 0,
+        workspace: int = 0,
+        stream: int = 0,
+        seed: int = 0,
     ) -> None:
         """Computes, with the addresses of the tensors that `order` lists."""
-        status = _repeat(self._place, self._pack(*addresses), threads, workspace, stream)
+        status = _repeat(self._place, self._pack(*addresses), threads, workspace, stream, seed)
         if status:
             _check(status)
 
@@ -217,4 +241,4 @@ def _fill(tensor: _lib.Tensor, view: View) -> None:
 def must_copy(role: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether the last axis must be consecutive in memory and is not."""
     scattered = bool(shape) and shape[-1] > 1 and strides[-1] != 1
-    return scattered and role not in (_lib.LSE, _lib.D_LSE, _lib.RPB)
+    return scattered and role not in (_lib.LSE, _lib.D_LSE, _lib.RPB, _lib.KEY_BIAS)

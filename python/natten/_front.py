@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _attention, _errors, _lib
+from . import _attention, _errors, _lib, _masked
 from ._knobs import check_knobs
 from ._nested import over_items
 from ._sharding import shard_ops
@@ -32,6 +32,7 @@ _TENSORS = {
     "rpb": True,
     "additional_keys": True,
     "additional_values": True,
+    "key_padding_mask": True,
 }
 
 
@@ -148,6 +149,9 @@ def fused(
     return_lse: bool,
     origins: Origins,
     knobs: dict[str, Any],
+    dropout_p: float = 0.0,
+    key_padding_mask: Optional = None,
+    generator: torch.Generator | None = None,
 ) -> Any:
     if knobs:
         is_causal = _check_knobs(f"na{rank}d", rank, knobs, is_causal)
@@ -159,7 +163,13 @@ def fused(
         rpb = rpb.to(query.dtype)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 1)
     tensors = (query, key, value, rpb, additional_keys, additional_values)
-    out, lse = _attention.fused(*tensors, shape, scale_of(scale, query))
+    if dropout_p != 0 or key_padding_mask is not None:
+        dropout, seed = _masked.dropout_of(dropout_p, generator)
+        key_bias = _masked.key_bias_of(key_padding_mask, key, 1, rank)
+        factor = scale_of(scale, query)
+        out, lse = _masked.fused((*tensors, key_bias), shape, factor, dropout, seed)
+    else:
+        out, lse = _attention.fused(*tensors, shape, scale_of(scale, query))
     return (out, lse) if return_lse else out
 
 
@@ -174,6 +184,7 @@ def qk(
     rpb: Optional,
     stride: Ints,
     origins: Origins,
+    key_padding_mask: Optional,
     knobs: dict[str, Any],
 ) -> Tensor:
     if knobs:
@@ -183,7 +194,11 @@ def qk(
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 2)
-    return _attention.qk(query, key, rpb, additional_keys, shape)
+    attn = _attention.qk(query, key, rpb, additional_keys, shape)
+    bias = _masked.key_bias_of(key_padding_mask, key, 2, rank)
+    if bias is not None:
+        attn = attn + _masked.score_bias(bias, query, key, additional_keys, shape, rank)
+    return attn
 
 
 def av(

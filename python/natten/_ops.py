@@ -42,6 +42,7 @@ _ARGUMENTS = {
     _lib.RPB: "rpb",
     _lib.ADDITIONAL_KEY: "additional_keys",
     _lib.ADDITIONAL_VALUE: "additional_values",
+    _lib.KEY_BIAS: "key_bias",
     _lib.D_OUT: "d_out",
     _lib.D_LSE: "d_lse",
     _lib.D_ATTN: "d_attn",
@@ -52,12 +53,14 @@ def _schema(op: Op, name: str) -> str:
     tensors = ", ".join(
         f"Tensor{'?' if role in _call.OPTIONAL else ''} {_ARGUMENTS[role]}" for role in op.inputs
     )
-    numbers = "int[] window, float scale" + (", int wanted" if op.chooses else "")
+    numbers = "int[] window, float scale" + (", float dropout" if op.masks else "")
+    numbers += (", int wanted" if op.chooses else "") + (", Tensor? seed" if op.masks else "")
     results = ", ".join(["Tensor"] * len(op.outputs))
     results = f"({results})" if len(op.outputs) > 1 else results
     return f"{name}({tensors}, {numbers}) -> {results}"
 
 
+Optional = Tensor | None
 _Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -67,7 +70,7 @@ def _prepare(
     window: Window,
     preferences: int,
     scale: float,
-    wanted: int = 0,
+    *more: Any,
 ) -> tuple[Call, list[Callable[[], Tensor]], list[bool]]:
     """For tensors like these: a checked call, what makes its outputs, and which of the tensors must
     be copied first."""
@@ -82,7 +85,8 @@ def _prepare(
         usual: Sequence[int] = _contiguous(shape) if copies[i] else strides
         place = _DEVICES.get(device.type, -1), device.index or 0
         views.append(View(shape, usual, _DTYPES.get(dtype, -1), *place))
-    call = Call(op, views, window, scale, wanted, preferences)
+    dropout, wanted = _dropout_and_wanted(op, more)
+    call = Call(op, views, window, scale, wanted, preferences, dropout)
     assert keys[0] is not None
     _, _, like, device = keys[0]
     makers: list[Callable[[], Tensor]] = []
@@ -101,8 +105,27 @@ def explain(op: Op, arguments: Sequence[Any]) -> str:
     """Which kernel takes a call of the op, and why others refuse."""
     tensors, numbers = arguments[: len(op.inputs)], arguments[len(op.inputs) :]
     window = tuple(numbers[0])
-    call, _, _ = _prepare(op, _keys(tensors), window, _preferences.current, *numbers[1:])
+    more = numbers[1:-1] if op.masks else numbers[1:]
+    call, _, _ = _prepare(op, _keys(tensors), window, _preferences.current, *more)
     return call.explain()
+
+
+def _dropout_and_wanted(op: Op, more: Any) -> tuple[float, int]:
+    """The numbers after the scale."""
+    return (more[0] if op.masks else 0.0), (more[-1] if op.chooses else 0)
+
+
+def draw_seed(generator: Any = None) -> Tensor:
+    """A seed of dropout, from torch's generator for CPUs unless another is given."""
+    size, top = (2,), 1 << 31
+    return torch.randint(top, size, generator=generator, device="cpu", dtype=torch.int64)
+
+
+def _seed_of(seed: Optional) -> int:
+    if seed is None:
+        return 0
+    low, high = seed.tolist()
+    return int(low | high << 32)
 
 
 def _python_kernel(op: Op) -> Callable[..., Any]:
@@ -110,6 +133,10 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
     prepared = functools.lru_cache(maxsize=256)(functools.partial(_prepare, op))
 
     def kernel(*arguments: Any) -> Any:
+        seed = 0
+        if op.masks:
+            seed = _seed_of(arguments[-1])
+            arguments = arguments[:-1]
         tensors = arguments[:count]
         keys = _keys(tensors)
         numbers = (tuple(arguments[count]), _preferences.current, *arguments[count + 1 :])
@@ -124,9 +151,9 @@ def _python_kernel(op: Op) -> Callable[..., Any]:
         if like.is_cuda:
             workspace = like.new_empty(call.plan(), dtype=torch.uint8)
             stream = torch.cuda.current_stream(like.device).cuda_stream
-            call.run(addresses, 0, workspace.data_ptr(), stream)
+            call.run(addresses, 0, workspace.data_ptr(), stream, seed)
         else:
-            call.run(addresses, torch.get_num_threads())
+            call.run(addresses, torch.get_num_threads(), 0, 0, seed)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return kernel
@@ -170,9 +197,11 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
         _preferences.refresh()  # a graph is being made: its calls will not
         tensors = arguments[:count]
         window, scale = tuple(arguments[count]), arguments[count + 1]
-        wanted = arguments[count + 2] if op.chooses else (1 << len(op.outputs)) - 1
+        more = arguments[count + 2 : -1] if op.masks else arguments[count + 2 :]
+        dropout, wanted = _dropout_and_wanted(op, more)
+        wanted = wanted if op.chooses else (1 << len(op.outputs)) - 1
         given = {r: t for r, t in zip(op.inputs, tensors, strict=True) if t is not None}
-        _check_fake(op, tensors, window, scale, wanted)
+        _check_fake(op, tensors, window, scale, wanted, dropout)
         shape = {role: tensor.shape for role, tensor in given.items()}
         like = tensors[0]
         outputs = []
@@ -180,7 +209,7 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
             if not wanted >> i & 1:
                 outputs.append(like.new_empty(0))
                 continue
-            summed = role == _lib.LSE and like.dtype != torch.float64
+            summed = role in (_lib.LSE, _lib.D_KEY_BIAS) and like.dtype != torch.float64
             dtype = torch.float32 if summed else like.dtype
             outputs.append(like.new_empty(_output_shape(role, shape, op, window), dtype=dtype))
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
@@ -188,7 +217,9 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
     return kernel
 
 
-def _check_fake(op: Op, tensors: Any, window: Window, scale: float, wanted: int) -> None:
+def _check_fake(
+    op: Op, tensors: Any, window: Window, scale: float, wanted: int, dropout: float
+) -> None:
     """The library's checks, where all sizes are known numbers."""
     views: list[View | None] = []
     devices = {tensor.device for tensor in tensors if tensor is not None}
@@ -204,7 +235,7 @@ def _check_fake(op: Op, tensors: Any, window: Window, scale: float, wanted: int)
         dtype = _DTYPES.get(tensor.dtype, -1)
         views.append(View(shape, _contiguous(shape), dtype, _lib.CPU, 0))
     if all(type(number) is int for number in window):
-        Call(op, views, window, scale, wanted).plan()
+        Call(op, views, window, scale, wanted, dropout=dropout).plan()
 
 
 def _tags() -> tuple[torch.Tag, ...]:
@@ -212,7 +243,7 @@ def _tags() -> tuple[torch.Tag, ...]:
     return tuple(getattr(torch.Tag, name) for name in names if hasattr(torch.Tag, name))
 
 
-TRACED = {op.name: f"{op.name}_traced" for op in (_call.NA, _call.QK, _call.AV)}
+TRACED = {op.name: f"{op.name}_traced" for op in (_call.NA, _call.QK, _call.AV, _call.NA_MASKED)}
 
 _python_kernels: dict[str, Callable[..., Any]] = {}
 
@@ -222,7 +253,7 @@ _definitions = torch.library.Library("natten", "FRAGMENT")
 
 def _define() -> dict[str, Op]:
     ops: dict[str, Op] = {}
-    for op in _call.OPS:
+    for op in (*_call.OPS, *_call.MASKED_OPS):
         for name in (op.name, TRACED.get(op.name)):
             if name:
                 _definitions.define(_schema(op, name), tags=_tags())
@@ -246,7 +277,7 @@ def _register() -> str:
     ops = _define()
     reason = _register_native()
     for name, op in ops.items():
-        if reason:
+        if reason or op.masks:
             _python_kernels[name] = kernel = _python_kernel(op)
             for key in ("CPU", "CUDA"):
                 _definitions.impl(name, kernel, key)
@@ -266,6 +297,9 @@ av_backward = torch.ops.natten.av_backward.default
 na_traced = torch.ops.natten.na_traced.default
 qk_traced = torch.ops.natten.qk_traced.default
 av_traced = torch.ops.natten.av_traced.default
+na_masked = torch.ops.natten.na_masked.default
+na_masked_backward = torch.ops.natten.na_masked_backward.default
+na_masked_traced = torch.ops.natten.na_masked_traced.default
 
 _dispatch_keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack

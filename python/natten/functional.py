@@ -13,11 +13,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ._errors import NattenError, NattenTypeError
 from ._front import Optional, av, fused, public, qk
 from ._merge import merge_attentions
+from ._rpb import add_rpb
 from ._sequence import attention
 from ._window import Bools, Ints
 
@@ -40,6 +41,7 @@ from .context import has_tf32_gemm as has_tf32_gemm
 from .varlen import neighborhood_attention_varlen
 
 __all__ = [
+    "add_rpb",
     "attention",
     "merge_attentions",
     "na1d",
@@ -74,6 +76,9 @@ def na1d(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    dropout_p: float = 0.0,
+    key_padding_mask: Optional = None,
+    generator: Generator | None = None,
     **knobs: Any,
 ) -> Any:
     """Fused 1-D neighborhood attention of ``[batch, length, heads, head_dim]``.
@@ -96,6 +101,9 @@ def na1d(
         return_lse,
         (query_origin, key_origin, global_extent),
         knobs,
+        dropout_p,
+        key_padding_mask,
+        generator,
     )
 
 
@@ -117,6 +125,9 @@ def na2d(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    dropout_p: float = 0.0,
+    key_padding_mask: Optional = None,
+    generator: Generator | None = None,
     **knobs: Any,
 ) -> Any:
     """Fused 2-D neighborhood attention.
@@ -145,6 +156,13 @@ def na2d(
         query_origin: where query, as a block of a larger map, begins in it.
         key_origin: where key and value begin in it. They must hold all keys that are attended to.
         global_extent: the extents of the larger map.
+        dropout_p: probability that a weight is dropped; the others grow by 1 / (1 - dropout_p).
+            Which are dropped depends on the seed, the batch entry, the head, the query's place and
+            the slot, not on threads, blocks or the kernel.
+        key_padding_mask: ``[batch, height, width]`` of key, or with ``kv_heads`` as last dimension.
+            Bool: keys that are True are ignored. Floating: added to all scores of the key, with a
+            gradient. Queries without any key left give 0. Values of masked keys must be finite.
+        generator: where the seed of dropout is drawn; torch's own for CPUs unless given.
         knobs: kernel settings of NATTEN 0.20 and later (backend, q_tile_shape and the like) are
             checked and have no effect.
 
@@ -174,6 +192,9 @@ def na2d(
         return_lse,
         (query_origin, key_origin, global_extent),
         knobs,
+        dropout_p,
+        key_padding_mask,
+        generator,
     )
 
 
@@ -195,6 +216,9 @@ def na3d(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    dropout_p: float = 0.0,
+    key_padding_mask: Optional = None,
+    generator: Generator | None = None,
     **knobs: Any,
 ) -> Any:
     """Fused 3-D neighborhood attention of ``[batch, depth, height, width, heads, head_dim]``.
@@ -217,6 +241,9 @@ def na3d(
         return_lse,
         (query_origin, key_origin, global_extent),
         knobs,
+        dropout_p,
+        key_padding_mask,
+        generator,
     )
 
 
@@ -274,6 +301,7 @@ def na1d_qk(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    key_padding_mask: Optional = None,
     **knobs: Any,
 ) -> Tensor:
     """The scores of 1-D neighborhood attention of ``[batch, heads, length, head_dim]``.
@@ -292,6 +320,7 @@ def na1d_qk(
         rpb,
         stride,
         origins,
+        key_padding_mask,
         knobs,
     )
 
@@ -310,6 +339,7 @@ def na2d_qk(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    key_padding_mask: Optional = None,
     **knobs: Any,
 ) -> Tensor:
     """The scores of 2-D neighborhood attention, neither scaled nor normalised.
@@ -318,6 +348,9 @@ def na2d_qk(
         query: ``[batch, heads, height, width, head_dim]``.
         key: ``[batch, kv_heads, height, width, head_dim]``.
         additional_keys: ``[batch, kv_heads, tokens, head_dim]``.
+        key_padding_mask: ``[batch, height, width]`` of key, or with ``kv_heads`` as last dimension:
+            True for keys whose scores are to be -inf, or a bias that is added to them. (The softmax
+            of a query without any key left is NaN.)
 
     The other arguments and the errors are those of :func:`na2d`.
 
@@ -338,6 +371,7 @@ def na2d_qk(
         rpb,
         stride,
         origins,
+        key_padding_mask,
         knobs,
     )
 
@@ -356,6 +390,7 @@ def na3d_qk(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    key_padding_mask: Optional = None,
     **knobs: Any,
 ) -> Tensor:
     """The scores of 3-D neighborhood attention, ``[batch, heads, depth, height, width, dim]``.
@@ -374,6 +409,7 @@ def na3d_qk(
         rpb,
         stride,
         origins,
+        key_padding_mask,
         knobs,
     )
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Any
 
@@ -16,8 +15,6 @@ from ._window import Bools, Ints, bools, ints
 from .context import is_fused_na_enabled
 
 __all__ = ["NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"]
-
-_logger = logging.getLogger("natten")
 
 _FUSED = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
 _QK = {1: functional.na1d_qk, 2: functional.na2d_qk, 3: functional.na3d_qk}
@@ -97,7 +94,6 @@ class _NeighborhoodAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._said_dropout = False
 
     def _deep(self, name: str, others: Ints, first: int | None) -> Ints:
         """Until 0.17 the first of three axes had arguments of its own."""
@@ -131,8 +127,9 @@ class _NeighborhoodAttention(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, *map, dim]`` to the same shape."""
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        """``[batch, *map, dim]`` to the same shape. The mask is that of
+        :func:`natten.functional.na2d`, ``[batch, *map]``; with it attention is always fused."""
         if x.dim() != self.rank + 2:
             raise NattenError(
                 f"{type(self).__name__} expected a rank-{self.rank + 2} input tensor; got "
@@ -146,19 +143,13 @@ class _NeighborhoodAttention(nn.Module):
         extents = x.shape[1:-1]
         if self.pad_small_inputs:
             x = self._pad(x)
+            if key_padding_mask is not None:
+                key_padding_mask = self._pad(key_padding_mask.unsqueeze(-1)).squeeze(-1)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
-        dropping = self.training and self.attn_drop_rate > 0
-        if is_fused_na_enabled() and not dropping:
-            out = self._fused(query, key, value)
+        if is_fused_na_enabled() or key_padding_mask is not None:
+            out = self._fused(query, key, value, key_padding_mask)
         else:
-            if is_fused_na_enabled() and not self._said_dropout:
-                _logger.warning(
-                    "Fused attention has no dropout: with attn_drop=%s this module computes and "
-                    "stores the weights while it trains.",
-                    self.attn_drop_rate,
-                )
-                self._said_dropout = True
             out = self._unfused(query, key, value)
         out = out.flatten(-2)
         if self.pad_small_inputs:
@@ -178,7 +169,9 @@ class _NeighborhoodAttention(nn.Module):
             padding += [0, max(0, size * dilation - extent)]
         return nn.functional.pad(x, padding) if any(padding) else x
 
-    def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _fused(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None
+    ) -> Tensor:
         out: Tensor = _FUSED[self.rank](
             query,
             key,
@@ -189,6 +182,8 @@ class _NeighborhoodAttention(nn.Module):
             self.rpb,
             self.scale,
             stride=self.stride,
+            dropout_p=self.attn_drop_rate if self.training else 0.0,
+            key_padding_mask=key_padding_mask,
         )
         return out
 
@@ -242,7 +237,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         rel_pos_bias: learn a relative position bias (odd kernel_size only). Also called bias.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         qk_scale: multiplies query . key; ``head_dim ** -0.5`` unless given.
-        attn_drop: dropout of the attention weights, while training. Weights are then stored.
+        attn_drop: dropout of the attention weights, while training.
         proj_drop: dropout of the output.
         stride: queries that share one window.
         kernel_size_d, dilation_d: of three axes the first one's, with integers for the others; the

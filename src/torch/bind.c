@@ -46,7 +46,7 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "rpb",
                                                 "additional_keys",
                                                 "additional_values",
-                                                "key_bias",
+                                                "key_padding_mask",
                                                 "d_query",
                                                 "d_key",
                                                 "d_value",
@@ -56,7 +56,7 @@ static const char *const names[NATTEN_ROLES] = {"query",
                                                 "d_rpb",
                                                 "d_additional_keys",
                                                 "d_additional_values",
-                                                "d_key_bias"};
+                                                "d_key_padding_mask"};
 
 /* The parts of natten_call.window. */
 enum { KERNEL_SIZE, STRIDE, DILATION, CAUSAL, QUERY_ORIGIN, KEY_ORIGIN, GLOBAL_EXTENT, PARTS };
@@ -311,6 +311,7 @@ static void set_problem(natten_call *call, const sizes *s, uint64_t inputs, int 
     p->value_dim = s->known[VALUE_DIM] ? s->size[VALUE_DIM] : p->head_dim;
     p->additional_tokens = s->size[TOKENS];
     p->scale = call->scale;
+    p->dropout = call->dropout;
     p->preferences = call->preferences;
     p->roles = inputs | call->outputs;
     set_axes(call, s);
@@ -396,9 +397,9 @@ natten_status natten_call_run(natten_call *call, natten_run *run)
 }
 
 natten_status natten_call_repeat(const natten_call *call, void *const *addresses, int64_t threads,
-                                 void *workspace, void *stream)
+                                 void *workspace, void *stream, uint64_t seed)
 {
-    natten_run run = {.workspace = workspace, .stream = stream, .threads = threads};
+    natten_run run = {.workspace = workspace, .stream = stream, .threads = threads, .seed = seed};
     for (int role = 0, i = 0; role < NATTEN_ROLES; role++)
         if (call->problem.roles >> role & 1)
             run.data[role] = addresses[i++];

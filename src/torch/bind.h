@@ -31,6 +31,7 @@ typedef struct natten_call {
     int64_t window[NATTEN_WINDOW_ENTRIES];
     int64_t entries;
     double scale;
+    double dropout;       /* as in natten_problem */
     uint64_t preferences; /* a set of natten_preference */
     uint64_t outputs;     /* the roles to compute: a set of natten_bit(role) */
     natten_tensor tensor[NATTEN_ROLES];
@@ -51,7 +52,8 @@ natten_status natten_call_run(natten_call *call, natten_run *run);
  * the roles. The call stays as it is, and may run in several threads at once; what went wrong is
  * in natten_last_error. */
 NATTEN_API natten_status natten_call_repeat(const natten_call *call, void *const *addresses,
-                                            int64_t threads, void *workspace, void *stream);
+                                            int64_t threads, void *workspace, void *stream,
+                                            uint64_t seed);
 
 /* One axis of one of several items, which are maps of different sizes. */
 typedef struct natten_item_axis {

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""Relative position biases on their own."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ._attention import qk
+from ._autograd import _zeros
+from ._errors import NattenError
+from ._front import autocast, public
+from ._window import Bools, Ints, window
+
+
+@functools.partial(public, rank=0)
+def add_rpb(
+    attn: Tensor,
+    rpb: Tensor,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    is_causal: Bools | None = False,
+    *,
+    stride: Ints = 1,
+    query_origin: Ints | None = None,
+    key_origin: Ints | None = None,
+    global_extent: Ints | None = None,
+) -> Tensor:
+    """Adds a relative position bias to scores from any source.
+
+    Args:
+        attn: ``[batch, heads, *map, slots]``, slots as :func:`na2d_qk` returns them.
+        rpb: ``[heads, 2 * kernel_size - 1...]``, for as many axes as the map has.
+
+    The other arguments and the errors are those of :func:`na2d`.
+
+    Returns:
+        The sum; slots that a causal mask forbids hold -inf, those of additional tokens stay.
+    """
+    origins = (query_origin, key_origin, global_extent)
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(attn.device.type):
+        attn, rpb = autocast(attn, rpb)
+    rank = rpb.dim() - 1
+    if attn.dim() != rank + 3:
+        raise NattenError(
+            f"attn must have {rank + 3} dimensions with a bias of {rank + 1}, got {attn.dim()}."
+        )
+    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, attn, 2)
+    bias = qk(*_zeros(attn, shape), rpb.to(attn.dtype), None, shape)
+    extra = attn.shape[-1] - bias.shape[-1]
+    if extra < 0:
+        raise NattenError(
+            f"attn has {attn.shape[-1]} slots in its last dimension, but the window has "
+            f"{bias.shape[-1]}."
+        )
+    return attn + (torch.nn.functional.pad(bias, (0, extra)) if extra else bias)
