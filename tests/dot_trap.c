@@ -34,7 +34,7 @@ double __wrap_na_pairs_gain(void)
 }
 
 /* The four 128-bit parts of a register. */
-static void find_register(char *saved, int number, char *quarter[4])
+static void find_register(char *saved, unsigned number, char *quarter[4])
 {
     for (int i = 0; i < 4; i++)
         quarter[i] = number >= 16 ? saved + part_at[ZMM_MORE] + 64 * (number - 16) + 16 * i
@@ -43,7 +43,7 @@ static void find_register(char *saved, int number, char *quarter[4])
                                   : saved + part_at[ZMM_HIGH] + 32 * number + 16 * (i - 2);
 }
 
-static void read_register(char *saved, int number, uint32_t lane[LANES])
+static void read_register(char *saved, unsigned number, uint32_t lane[LANES])
 {
     char *quarter[4];
     find_register(saved, number, quarter);
@@ -51,7 +51,7 @@ static void read_register(char *saved, int number, uint32_t lane[LANES])
         memcpy(lane + 4 * i, quarter[i], 16);
 }
 
-static void write_register(char *saved, int number, const uint32_t lane[LANES])
+static void write_register(char *saved, unsigned number, const uint32_t lane[LANES])
 {
     char *quarter[4];
     find_register(saved, number, quarter);
@@ -110,9 +110,10 @@ static void on_trap(int signal_number, siginfo_t *info, void *context)
             present |= (uint64_t)1 << part;
         }
     memcpy(saved + 512, &present, sizeof present);
-    const int to = (code[5] >> 3 & 7) | (~code[1] >> 4 & 8) | (~code[1] & 16);
-    read_register(saved, (~code[2] >> 3 & 15) | (~code[3] << 1 & 16), a);
-    read_register(saved, (code[5] & 7) | (~code[1] >> 2 & 8) | (~code[1] >> 2 & 16), b);
+    const unsigned more[] = {0, code[1] ^ 0xff, code[2] ^ 0xff, code[3] ^ 0xff};
+    const unsigned to = (code[5] >> 3 & 7) | (more[1] >> 4 & 8) | (more[1] & 16);
+    read_register(saved, (more[2] >> 3 & 15) | (more[3] << 1 & 16), a);
+    read_register(saved, (code[5] & 7) | (more[1] >> 2 & 8) | (more[1] >> 2 & 16), b);
     read_register(saved, to, sum);
     for (int l = 0; l < LANES; l++)
         sum[l] = dot(a[l], b[l], sum[l]);
