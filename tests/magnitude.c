@@ -40,6 +40,17 @@ static void free_arrays(arrays *a)
         free(a->of[role]);
 }
 
+/* Hands the outputs over to the trial and frees the others. */
+static void keep_outputs(trial *t, arrays *a)
+{
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        if (t->outputs >> role & 1) {
+            t->magnitude[role] = a->of[role];
+            a->of[role] = NULL;
+        }
+    free_arrays(a);
+}
+
 /* The trial's op on the magnitudes of its inputs, but for those of a set. */
 static const char *run_magnitudes(trial *t, natten_problem p, uint64_t signed_roles)
 {
@@ -55,12 +66,7 @@ static const char *run_magnitudes(trial *t, natten_problem p, uint64_t signed_ro
     p.scale = signed_roles ? p.scale : fabs(p.scale);
     if (!complaint)
         complaint = trial_run_exactly(a.of, &p, t->outputs, "cpu-reference");
-    for (int role = 0; role < NATTEN_ROLES; role++)
-        if (t->outputs >> role & 1) {
-            t->magnitude[role] = a.of[role];
-            a.of[role] = NULL;
-        }
-    free_arrays(&a);
+    keep_outputs(t, &a);
     return complaint;
 }
 
@@ -209,12 +215,7 @@ static const char *backward_magnitudes(trial *t)
 {
     arrays a = {{NULL}};
     const char *complaint = chain(t, &a);
-    for (int role = 0; role < NATTEN_ROLES; role++)
-        if (t->outputs >> role & 1) {
-            t->magnitude[role] = a.of[role];
-            a.of[role] = NULL;
-        }
-    free_arrays(&a);
+    keep_outputs(t, &a);
     return complaint;
 }
 
