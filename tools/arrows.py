@@ -12,7 +12,7 @@ ALLOWED = {
     "core": ("core/", "natten.h"),
     "cpu": ("cpu/", "core/", "natten.h"),
     "cuda": ("cuda/", "core/", "device/", "natten.h"),
-    "device": ("device/", "host/", "core/window.h", "natten.h"),
+    "device": ("device/", "host/", "core/window.h", "core/dropout.h", "natten.h"),
     "torch": ("torch/", "natten.h"),
     "natten.c": ("cpu/", "cuda/", "core/", "natten.h", "kernels.def", "table.h", "tune.h"),
     "tune.c": ("cpu/", "cuda/", "core/", "natten.h", "table.h", "tune.h", "tuned.h"),

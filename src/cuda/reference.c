@@ -75,7 +75,8 @@ static natten_status add_all(const natten_plan *plan, state *s, const na_special
     if (status == NATTEN_OK && gives_slots)
         status = add(s, special, "na_reference_slots", queries);
     if (status == NATTEN_OK && (wants(plan, NATTEN_D_KEY, NATTEN_D_VALUE) ||
-                                wants(plan, NATTEN_D_ADDITIONAL_KEY, NATTEN_D_ADDITIONAL_VALUE)))
+                                wants(plan, NATTEN_D_ADDITIONAL_KEY, NATTEN_D_ADDITIONAL_VALUE) ||
+                                na_has(p, NATTEN_D_KEY_BIAS)))
         status = add(s, special, "na_reference_key", keys);
     if (status == NATTEN_OK && na_has(p, NATTEN_D_RPB))
         status = add_bias(s, special, biases);
@@ -88,6 +89,8 @@ static natten_status run_reference(const natten_plan *plan, const natten_run *ru
     na_reference arguments = s->arguments;
     na_context context;
     memcpy(arguments.data, run->data, sizeof arguments.data);
+    arguments.seed = run->seed;
+    arguments.offset = run->offset;
     natten_status status = na_context_enter((int)plan->problem.device_index, &context);
     if (status != NATTEN_OK)
         return status;
@@ -129,8 +132,6 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
         tokens(2 * x[0].window, 2 * x[1].window, 2 * x[2].window) > most_tokens)
         return na_refuse(plan,
                          "it counts the tokens of a map and the entries of a bias in 31 bits");
-    if (plan->problem.dropout > 0 || na_has(&plan->problem, NATTEN_KEY_BIAS))
-        return na_refuse(plan, "neither dropout nor a key bias yet");
     na_special special = special_of(plan, device, (natten_op)plan->problem.op);
     state *s = calloc(1, sizeof *s);
     if (!s)

@@ -5,6 +5,7 @@
 #ifndef NATTEN_DEVICE_PAIRS_H
 #define NATTEN_DEVICE_PAIRS_H
 
+#include "core/dropout.h"
 #include "device/reference.h"
 #include "device/words/words.h"
 
@@ -47,12 +48,19 @@ NA_WORD int64_t offset_of(const na_reference *p, natten_role role, const place *
            at->at[2] * layout->axis[2] + at->head * layout->head;
 }
 
+/* Whether a role is in the type that sums are taken in. */
+NA_WORD int is_summed(natten_role role)
+{
+    return role == NATTEN_LSE || role == NATTEN_D_LSE || role == NATTEN_KEY_BIAS ||
+           role == NATTEN_D_KEY_BIAS;
+}
+
 NA_WORD real load(const na_reference *p, natten_role role, int64_t index)
 {
     const void *data = p->data[role];
     if (NA_DTYPE == NATTEN_F64)
         return (real)((const double *)data)[index];
-    if (NA_DTYPE == NATTEN_F32 || role == NATTEN_LSE || role == NATTEN_D_LSE)
+    if (NA_DTYPE == NATTEN_F32 || is_summed(role))
         return ((const float *)data)[index];
     if (NA_DTYPE == NATTEN_F16)
         return na_float_of_f16(((const uint16_t *)data)[index]);
@@ -96,7 +104,7 @@ NA_WORD void store(const na_reference *p, natten_role role, int64_t index, real 
     void *data = p->data[role];
     if (NA_DTYPE == NATTEN_F64)
         ((double *)data)[index] = value;
-    else if (NA_DTYPE == NATTEN_F32 || role == NATTEN_LSE)
+    else if (NA_DTYPE == NATTEN_F32 || is_summed(role))
         ((float *)data)[index] = (float)value;
     else if (NA_DTYPE == NATTEN_F16)
         ((uint16_t *)data)[index] = na_f16_of_float((float)value);
@@ -244,6 +252,20 @@ NA_WORD pair key_pair(const na_reference *p, const place *query, const place *ke
     }
     window_pair(p, query, step, &result);
     return result;
+}
+
+/* What dropout multiplies the pair's weight by. */
+NA_WORD real dropout_of(const na_reference *p, const pair *w)
+{
+    const natten_axis *axis = p->problem.axis;
+    int threshold = na_dropout_threshold(p->problem.dropout);
+    if (!threshold)
+        return 1;
+    na_words row = na_dropout_row(p->seed, p->offset, w->query.batch, w->query.head,
+                                  (int)axis[0].query_origin + w->query.at[0],
+                                  (int)axis[1].query_origin + w->query.at[1]);
+    int number = (int)na_dropout_number(row, (int)axis[2].query_origin + w->query.at[2], w->slot);
+    return number < threshold ? 0 : (real)na_dropout_factor(threshold);
 }
 
 #endif

@@ -6,7 +6,7 @@
  * Parameters: NA_OP (natten_op), NA_DTYPE (natten_dtype). The kernels, and what they write:
  *   na_reference_query   a warp per query: out and lse, or d_query
  *   na_reference_slots   a warp per query: attn, or d_attn
- *   na_reference_key     a warp per key or additional token: d_key and d_value
+ *   na_reference_key     a warp per key or additional token: d_key, d_value and d_key_bias
  *   na_reference_bias    a block per entry of the bias: d_rpb */
 #include "device/pairs.h"
 
@@ -66,6 +66,8 @@ NA_WORD real logit(const na_reference *p, const pair *w)
     sum *= (real)p->problem.scale;
     if (!w->additional && has(p, NATTEN_RPB))
         sum += load(p, NATTEN_RPB, w->bias);
+    if (!w->additional && has(p, NATTEN_KEY_BIAS))
+        sum += load(p, NATTEN_KEY_BIAS, offset_of(p, NATTEN_KEY_BIAS, &w->key));
     return sum;
 }
 
@@ -77,16 +79,30 @@ NA_WORD real value_product(const na_reference *p, const pair *w, int less_out)
                less_out ? offset_of(p, NATTEN_OUT, &w->query) : 0, p->problem.value_dim);
 }
 
-/* The pair's softmax weight (or its entry of attn), and the gradient of its logit. */
+/* d_out . out */
+NA_WORD real out_product(const na_reference *p, const pair *w)
+{
+    return dot(p, NATTEN_D_OUT, offset_of(p, NATTEN_D_OUT, &w->query), NATTEN_OUT,
+               offset_of(p, NATTEN_OUT, &w->query), NATTEN_ROLES, 0, p->problem.value_dim);
+}
+
+/* What dropout leaves of the pair's softmax weight (or its entry of attn), and the gradient of its
+ * logit. */
 NA_WORD void weigh(const na_reference *p, const pair *w, real *weight, real *gradient)
 {
     *weight = *gradient = 0;
     if (BACKWARD) {
-        *weight = EXP(logit(p, w) - load(p, NATTEN_LSE, offset_of(p, NATTEN_LSE, &w->query)));
-        real d_lse = 0;
+        real lse = load(p, NATTEN_LSE, offset_of(p, NATTEN_LSE, &w->query));
+        if (lse == -na_infinity()) /* all keys are masked */
+            return;
+        *weight = EXP(logit(p, w) - lse);
+        real d_lse = 0, kept = dropout_of(p, w);
         if (has(p, NATTEN_D_LSE))
             d_lse = load(p, NATTEN_D_LSE, offset_of(p, NATTEN_D_LSE, &w->query));
-        *gradient = *weight * (value_product(p, w, 1) + d_lse);
+        *gradient =
+            *weight * (kept == 1 ? value_product(p, w, 1) + d_lse
+                                 : kept * value_product(p, w, 0) - out_product(p, w) + d_lse);
+        *weight *= kept;
     } else if (NA_OP == NATTEN_QK_BACKWARD) {
         *gradient = load(p, NATTEN_D_ATTN, offset_of(p, NATTEN_D_ATTN, &w->query) + w->slot);
     } else {
@@ -174,6 +190,8 @@ NA_WORD void query_pass(const na_reference *p, const place *query, int lane, int
             factor = EXP(highest - higher);
             total = total * factor + warp_sum(weight, lane);
             highest = higher;
+            if (valid)
+                weight *= dropout_of(p, &w);
         } else if (valid) {
             weigh(p, &w, &weight, &gradient);
         }
@@ -184,7 +202,11 @@ NA_WORD void query_pass(const na_reference *p, const place *query, int lane, int
         gather(p, sum, GIVES_OUT ? weight : gradient, role,
                valid ? offset_of(p, (natten_role)role, &w.key) : 0, base + lane, channels);
     }
-    real factor = NA_OP == NATTEN_FORWARD ? 1 / total : GIVES_OUT ? 1 : (real)p->problem.scale;
+    /* All keys may be masked. */
+    real factor_of_total = total == 0 ? 0 : 1 / total;
+    real factor = NA_OP == NATTEN_FORWARD ? factor_of_total
+                  : GIVES_OUT             ? 1
+                                          : (real)p->problem.scale;
     store_row(p, GIVES_OUT ? NATTEN_OUT : NATTEN_D_QUERY, query, sum, factor, base + lane,
               channels);
     if (NA_OP == NATTEN_FORWARD && base == 0 && lane == 0 && has(p, NATTEN_LSE))
@@ -231,7 +253,7 @@ NA_KERNEL(na_reference_slots, na_reference, THREADS)
 
 #if NA_OP % 2 == 1 /* the backward ops */
 typedef struct key_sums {
-    real key[OWN], value[OWN];
+    real key[OWN], value[OWN], bias; /* bias: of this lane's queries */
 } key_sums;
 
 /* Adds up what the queries of one head in a box send to a key (or additional token), for the
@@ -258,6 +280,7 @@ NA_WORD void key_pass(const na_reference *p, const place *key, int additional, c
             query_row = offset_of(p, NATTEN_QUERY, &query);
             d_out_row = offset_of(p, NATTEN_D_OUT, &query);
         }
+        sums->bias += gradient;
         if (NA_OP != NATTEN_AV_BACKWARD)
             gather(p, sums->key, gradient, valid ? NATTEN_QUERY : NATTEN_ROLES, query_row,
                    base + lane, p->problem.head_dim);
@@ -281,13 +304,18 @@ NA_WORD void key_task(const na_reference *p, const place *key, int additional)
         box[a] = additional ? whole : queries_of(p, a, key->at[a]);
     }
     for (int64_t base = 0; base < channels; base += PASS) {
-        key_sums sums = {{0}, {0}};
+        key_sums sums = {{0}, {0}, 0};
         for (int head = key->head * group; head < (key->head + 1) * group; head++)
             key_pass(p, key, additional, box, head, base, &sums);
         if (has(p, d_key))
             store_row(p, d_key, key, sums.key, (real)p->problem.scale, base + lane, head_dim);
         if (has(p, d_value))
             store_row(p, d_value, key, sums.value, 1, base + lane, value_dim);
+        if (has(p, NATTEN_D_KEY_BIAS) && !additional && base == 0) {
+            real sum = warp_sum(sums.bias, lane);
+            if (lane == 0)
+                store(p, NATTEN_D_KEY_BIAS, offset_of(p, NATTEN_D_KEY_BIAS, key), sum);
+        }
     }
 }
 
@@ -297,7 +325,7 @@ NA_KERNEL(na_reference_key, na_reference, THREADS)
     int extent[3] = {(int)axis[0].key_extent, (int)axis[1].key_extent, (int)axis[2].key_extent};
     int more[3] = {(int)p.problem.additional_tokens, 1, 1}, heads = (int)p.problem.kv_heads;
     int64_t rows = p.problem.batch * heads, step = na_blocks() * NA_REFERENCE_WARPS;
-    int wants_keys = has(&p, NATTEN_D_KEY) || has(&p, NATTEN_D_VALUE);
+    int wants_keys = has(&p, NATTEN_D_KEY) || has(&p, NATTEN_D_VALUE) || has(&p, NATTEN_D_KEY_BIAS);
     int wants_more = has(&p, NATTEN_D_ADDITIONAL_KEY) || has(&p, NATTEN_D_ADDITIONAL_VALUE);
     int64_t keys = wants_keys ? rows * tokens_of(extent) : 0;
     int64_t tasks = keys + (wants_more ? rows * more[0] : 0);

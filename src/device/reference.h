@@ -12,6 +12,7 @@ typedef struct na_reference {
     natten_problem problem; /* padded to three axes */
     na_axis axis[3];        /* the same axes, as the window rule wants them */
     void *data[NATTEN_ROLES];
+    uint64_t seed, offset; /* of dropout */
 } na_reference;
 
 #endif

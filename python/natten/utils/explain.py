@@ -10,7 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _call, _ops, _preferences
 
-_OPS = {f"natten::{name}": op for op in (*_call.OPS, *_call.MASKED_OPS) for name in (op.name, f"{op.name}_traced")}
+_OPS = {
+    f"natten::{name}": op
+    for op in (*_call.OPS, *_call.MASKED_OPS)
+    for name in (op.name, f"{op.name}_traced")
+}
 
 
 class _Listener(TorchDispatchMode):
