@@ -309,20 +309,8 @@ def na1d_qk(
     Arguments, result and errors are those of :func:`na2d_qk`, for this map.
     """
     origins = (query_origin, key_origin, global_extent)
-    return qk(
-        1,
-        query,
-        key,
-        kernel_size,
-        dilation,
-        additional_keys,
-        is_causal,
-        rpb,
-        stride,
-        origins,
-        key_padding_mask,
-        knobs,
-    )
+    rest = (stride, origins, key_padding_mask, knobs)
+    return qk(1, query, key, kernel_size, dilation, additional_keys, is_causal, rpb, *rest)
 
 
 @functools.partial(public, rank=2)
@@ -360,20 +348,8 @@ def na2d_qk(
         mask forbids hold -inf.
     """
     origins = (query_origin, key_origin, global_extent)
-    return qk(
-        2,
-        query,
-        key,
-        kernel_size,
-        dilation,
-        additional_keys,
-        is_causal,
-        rpb,
-        stride,
-        origins,
-        key_padding_mask,
-        knobs,
-    )
+    rest = (stride, origins, key_padding_mask, knobs)
+    return qk(2, query, key, kernel_size, dilation, additional_keys, is_causal, rpb, *rest)
 
 
 @functools.partial(public, rank=3)
@@ -398,20 +374,8 @@ def na3d_qk(
     Arguments, result and errors are those of :func:`na2d_qk`, for this map.
     """
     origins = (query_origin, key_origin, global_extent)
-    return qk(
-        3,
-        query,
-        key,
-        kernel_size,
-        dilation,
-        additional_keys,
-        is_causal,
-        rpb,
-        stride,
-        origins,
-        key_padding_mask,
-        knobs,
-    )
+    rest = (stride, origins, key_padding_mask, knobs)
+    return qk(3, query, key, kernel_size, dilation, additional_keys, is_causal, rpb, *rest)
 
 
 @functools.partial(public, rank=1)
