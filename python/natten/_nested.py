@@ -11,8 +11,12 @@ from torch import Tensor
 
 from ._errors import NattenError
 
-# Dimensions of an item besides the axes of the map, its batch included.
-_OTHERS = {"additional_keys": 4, "additional_values": 4}
+
+def _dims(name: str, rank: int) -> int:
+    """Dimensions of an item, its batch included. (A mask that has heads must have a batch.)"""
+    if name in ("additional_keys", "additional_values"):
+        return 4
+    return rank + (1 if name == "key_padding_mask" else 3)
 
 
 def over_items(
@@ -39,7 +43,7 @@ def over_items(
         batched = mine[first].dim() == rank + 3
         if not batched:
             mine = {
-                name: t.unsqueeze(0) if t.dim() == _OTHERS.get(name, rank + 3) - 1 else t
+                name: t.unsqueeze(0) if t.dim() == _dims(name, rank) - 1 else t
                 for name, t in mine.items()
             }
         try:

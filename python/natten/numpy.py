@@ -71,20 +71,23 @@ def _compute(
     shape: Window,
     scale: float,
     wanted: tuple[bool, ...] = (),
+    dropout_p: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Array | None, ...]:
     """Runs an op; what is not wanted of its results is None."""
     if order not in _ORDERS:
         raise NattenError(f"order must be 'heads_last' or 'heads_first', got {order!r}.")
     usable = [_usable(array, role) for array, role in zip(arrays, op.inputs, strict=True)]
     bits = sum(1 << i for i, want in enumerate(wanted) if want)
-    call = Call(replace(op, order=_ORDERS[order]), [_view(a) for a in usable], shape, scale, bits)
+    ordered = replace(op, order=_ORDERS[order])
+    call = Call(ordered, [_view(a) for a in usable], shape, scale, bits, dropout=dropout_p)
     call.plan()
     results = [
         np.empty(call.shape(role), np.dtype(_NAMES[call.dtype(role)])) if call.wants(role) else None
         for role in op.outputs
     ]
     everything: list[Any] = [*usable, *results]
-    call.run([everything[i].ctypes.data for i in call.order])
+    call.run([everything[i].ctypes.data for i in call.order], seed=seed)
     return tuple(results)
 
 
@@ -147,6 +150,9 @@ def _na(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    key_bias: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     order: Order = "heads_last",
 ) -> Any:
     """Fused RANK-D neighborhood attention: natten.functional.naRANKd, for NumPy arrays.
@@ -154,13 +160,18 @@ def _na(
     out = softmax(scale * query . key + rpb) . value over the window of each query; scale is
     ``head_dim ** -0.5`` unless given. Returns out, or with return_lse the pair (out, lse), lse the
     natural logarithm of the sum of exponentials, float32 (float64 for float64).
+
+    key_bias ``[batch, *map, kv_heads]`` (heads_first: ``[batch, kv_heads, *map]``), of the type of
+    lse, is added to all scores of a key; -inf masks it. dropout_p is the probability that a weight
+    is dropped, which depends on seed (0 to 2^64 - 1), batch, head, query and slot only.
     """
     _rank_error("query", query, rank)
     _rank_error("key", key, rank)
     origins = (query_origin, key_origin, global_extent)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
-    arrays = (query, key, value, rpb, additional_keys, additional_values)
-    out, lse = _compute(_call.NA, order, arrays, shape, _scale(scale, query))
+    arrays = (query, key, value, rpb, additional_keys, additional_values, key_bias)
+    more = (_scale(scale, query), (), dropout_p, seed)
+    out, lse = _compute(_call.NA_MASKED, order, arrays, shape, *more)
     return (out, lse) if return_lse else out
 
 
@@ -185,21 +196,26 @@ def _na_backward(
     query_origin: Ints | None = None,
     key_origin: Ints | None = None,
     global_extent: Ints | None = None,
+    key_bias: Array | None = None,
+    dropout_p: float = 0.0,
+    seed: int = 0,
     order: Order = "heads_last",
 ) -> tuple[Array | None, ...]:
     """Gradients of naRANKd, from those of its results.
 
-    out and lse are what naRANKd returned for the same inputs. Returns (d_query, d_key, d_value,
-    d_rpb, d_additional_keys, d_additional_values); None for inputs that were not given.
+    out and lse are what naRANKd returned for the same inputs and seed. Returns (d_query, d_key,
+    d_value, d_rpb, d_additional_keys, d_additional_values, d_key_bias); None for inputs that were
+    not given.
     """
     _rank_error("query", query, rank)
     _rank_error("key", key, rank)
     origins = (query_origin, key_origin, global_extent)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
-    inputs = (query, key, value, rpb, additional_keys, additional_values)
+    inputs = (query, key, value, rpb, additional_keys, additional_values, key_bias)
     arrays = (d_out, d_lse, *inputs, out, lse)
     wanted = tuple(array is not None for array in inputs)
-    return _compute(_call.NA_BACKWARD, order, arrays, shape, _scale(scale, query), wanted)
+    more = (_scale(scale, query), wanted, dropout_p, seed)
+    return _compute(_call.NA_MASKED_BACKWARD, order, arrays, shape, *more)
 
 
 def _na_qk(

@@ -347,6 +347,17 @@ def test_add_rpb(rank: int) -> None:
     assert gradcheck(lambda a, r: F.add_rpb(a, r, 3, dilation=1), (other, rpb), fast_mode=True)
 
 
+def test_nested() -> None:
+    items = [torch.randn(n, 2, 4) for n in (7, 9)]
+    masks = [torch.rand(n) < 0.4 for n in (7, 9)]
+    x = torch.nested.as_nested_tensor(items, layout=torch.jagged)
+    mask = torch.nested.as_nested_tensor(masks, layout=torch.jagged)
+    out = F.na1d(x, x, x, 3, key_padding_mask=mask)
+    for mine, item, m in zip(out.unbind(), items, masks, strict=True):
+        one, m = item.unsqueeze(0), m.unsqueeze(0)
+        assert torch.equal(mine, F.na1d(one, one, one, 3, key_padding_mask=m)[0])
+
+
 def test_modules() -> None:
     natten.use_fused_na(True)
     module = NeighborhoodAttention1D(8, 2, 3, attn_drop=0.5)

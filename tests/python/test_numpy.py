@@ -60,8 +60,8 @@ def test_fused(rank: int) -> None:
         d_out, query, key, value, *ours, kernel_size, **window, **more, d_lse=d_lse
     )
     torch.autograd.backward(theirs, [torch.tensor(d_out), torch.tensor(d_lse)])
-    assert grads[3] is None
-    for ours_grad, tensor in zip((*grads[:3], *grads[4:]), given, strict=True):
+    assert grads[3] is None and grads[6] is None
+    for ours_grad, tensor in zip((*grads[:3], *grads[4:6]), given, strict=True):
         assert tensor.grad is not None
         same(ours_grad, tensor.grad)
 
@@ -94,6 +94,41 @@ def test_unfused(rank: int) -> None:
     assert given[0].grad is not None and given[1].grad is not None
     same(d_query, given[0].grad)
     same(d_key, given[1].grad)
+
+
+def test_masks_and_dropout() -> None:
+    query, key, value, key_bias = arrays(
+        (2, 9, 10, 4, 8), (2, 9, 10, 2, 8), (2, 9, 10, 2, 8), (2, 9, 10, 2)
+    )
+    key_bias[:, :, 6:] = -np.inf
+    more = {"key_bias": key_bias, "dropout_p": 0.4}
+    out, lse = nn.na2d(query, key, value, 3, **more, seed=(5 << 32) + 7, return_lse=True)
+    given = tensors(query, key, value, key_bias)
+    theirs = torch.ops.natten.na_masked(
+        *given[:3],
+        None,
+        None,
+        None,
+        given[3],
+        [3, 3, 1, 1, 1, 1, 0, 0],
+        8**-0.5,
+        0.4,
+        torch.tensor([7, 5]),
+    )
+    same(out, theirs[0])
+    same(lse, theirs[1])
+    d_out = np.ones_like(out)
+    grads = nn.na2d_backward(d_out, query, key, value, out, lse, 3, **more, seed=(5 << 32) + 7)
+    exact = nn.na2d_backward(
+        *(x.astype(np.float64) for x in (d_out, query, key, value, out, lse)),
+        3,
+        key_bias=key_bias.astype(np.float64),
+        dropout_p=0.4,
+        seed=(5 << 32) + 7,
+    )
+    assert grads[3:6] == (None, None, None)
+    for i in (0, 1, 2, 6):
+        np.testing.assert_allclose(grads[i], exact[i], rtol=1e-4, atol=1e-5)
 
 
 def test_bias() -> None:
