@@ -223,6 +223,11 @@ NATTEN_API void natten_problem_pack(natten_problem *problem, natten_order order)
 NATTEN_API natten_status natten_axis_window(const natten_axis *axis, int64_t query, int64_t *first,
                                             int64_t *count);
 
+/* How many pairs of a query and a token in its window, or an additional one, there are, over all
+ * heads and batches: what is left of a dense score matrix, borders and causal masks counted
+ * exactly. Each costs head_dim multiplications for its score and value_dim for its value. */
+NATTEN_API natten_status natten_pairs(const natten_problem *problem, int64_t *pairs);
+
 /* ------------------------------------------------------------------------------------------------
  * plan */
 

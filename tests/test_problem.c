@@ -296,6 +296,29 @@ static void test_only(void)
     natten_plan_destroy(plan);
 }
 
+static void test_pairs(void)
+{
+    natten_problem p;
+    int64_t pairs = 0;
+    natten_problem_init(&p, NATTEN_QK, NATTEN_F32, 2);
+    p.head_dim = 1;
+    p.batch = 2;
+    p.heads = 3;
+    p.axis[0].query_extent = 6;
+    p.axis[0].window = 3;
+    p.axis[0].causal = 1;
+    p.axis[1].query_extent = 5;
+    p.axis[1].window = 2;
+    p.additional_tokens = 4;
+    p.roles |= natten_bit(NATTEN_ADDITIONAL_KEY);
+    natten_problem_pack(&p, NATTEN_HEADS_LAST);
+    CHECK(natten_pairs(&p, &pairs) == NATTEN_OK);
+    CHECK(pairs == 2 * 3 * ((1 + 2 + 4 * 3) * 5 * 2 + 6 * 5 * 4));
+    CHECK(natten_pairs(&p, NULL) == NATTEN_ERROR_ARGUMENT);
+    p.axis[1].window = 6;
+    CHECK(natten_pairs(&p, &pairs) == NATTEN_ERROR_ARGUMENT);
+}
+
 static void test_preferences(void)
 {
     natten_problem p = good_problem(NATTEN_BACKWARD);
@@ -342,6 +365,7 @@ int main(void)
     test_empty();
     unit_test("choice and explanation");
     test_only();
+    test_pairs();
     test_preferences();
     CHECK(!strcmp(natten_version(), NATTEN_VERSION));
     return unit_end("test_problem");

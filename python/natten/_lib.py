@@ -207,6 +207,7 @@ def _load() -> ctypes.CDLL:
             c_int,
             [pointer(Axis), c_int64, pointer(c_int64), pointer(c_int64)],
         ),
+        "natten_pairs": (c_int, [pointer(Problem), pointer(c_int64)]),
         "natten_plan_create": (c_int, [pointer(Problem), c_char_p, pointer(c_void_p)]),
         "natten_plan_destroy": (None, [c_void_p]),
         "natten_plan_explain": (c_size_t, [c_void_p, c_char_p, c_size_t]),

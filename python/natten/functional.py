@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from . import flops as flops  # with it torch counts the operations
 from ._errors import NattenError, NattenTypeError
 from ._front import Optional, av, fused, public, qk
 from ._merge import merge_attentions
