@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "torch/bind.h"
 #include "unit.h"
 
 static natten_problem problem_of(natten_op op, int64_t extent)
@@ -118,6 +119,51 @@ static void backward_ahead(void)
     CHECK(system(command) == 0);
 }
 
+/* Attention within packed items: two alike, one of no tokens, a longer one, each query to 3 keys.
+ */
+enum { TOKENS = 40, CHANNELS = 8 };
+
+static natten_status packed(int64_t device, float *tensors, size_t *workspace)
+{
+    static const natten_item_axis items[] = {
+        {8, 8, 3, 1, 1, 0}, {8, 8, 3, 1, 1, 0}, {0, 0, 3, 1, 1, 0}, {24, 24, 3, 1, 2, 1}};
+    static const natten_role roles[] = {NATTEN_QUERY, NATTEN_KEY, NATTEN_VALUE, NATTEN_OUT};
+    natten_call call = {.op = NATTEN_FORWARD, .order = NATTEN_HEADS_LAST, .scale = 0.5};
+    call.preferences = NATTEN_PREFER_USUAL;
+    call.outputs = natten_bit(NATTEN_OUT);
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        call.tensor[role].dims = -1;
+    for (int i = 0; i < 4; i++)
+        call.tensor[roles[i]] = (natten_tensor){
+            .data = tensors + i * TOKENS * CHANNELS,
+            .dims = 4,
+            .size = {1, TOKENS, 1, CHANNELS},
+            .stride = {TOKENS * CHANNELS, CHANNELS, CHANNELS, 1},
+            .dtype = NATTEN_F32,
+            .device = device,
+        };
+    natten_run run = {.threads = 2};
+    natten_status status = natten_call_items(&call, items, 4, 1, NULL, workspace);
+    if (status == NATTEN_OK)
+        status = natten_call_items(&call, items, 4, 1, &run, workspace);
+    return status;
+}
+
+static void items(void)
+{
+    unit_test("packed items give what they give on a CPU");
+    static float tensors[2][4 * TOKENS * CHANNELS];
+    size_t workspace = 99;
+    for (int i = 0; i < 3 * TOKENS * CHANNELS; i++)
+        tensors[0][i] = tensors[1][i] = (float)(i * 37 % 64) / 32 - 1;
+    CHECK(packed(NATTEN_CPU, tensors[0], &workspace) == NATTEN_OK);
+    CHECK(packed(NATTEN_CUDA, tensors[1], &workspace) == NATTEN_OK && workspace == 0);
+    for (int i = 3 * TOKENS * CHANNELS; i < 4 * TOKENS * CHANNELS; i++) {
+        float difference = tensors[0][i] - tensors[1][i];
+        CHECK(tensors[0][i] != 0 && difference < 1e-5f && difference > -1e-5f);
+    }
+}
+
 static void forks(void)
 {
     unit_test("a forked child is told so");
@@ -171,6 +217,7 @@ int main(void)
     contexts();
     sizes();
     preferences();
+    items();
     forks();
     return unit_end("test_cuda_host");
 }

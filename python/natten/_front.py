@@ -85,7 +85,8 @@ _R = TypeVar("_R")
 
 def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
     """What is around every function here: tensor subclasses go first, and what goes wrong is
-    explained. Checks that would only lead to other words are made when something went wrong."""
+    explained. Checks that would only lead to other words are made when something went wrong. `rank`
+    is that of the map; 0: the function takes no nested tensors."""
     parameters = inspect.signature(function)
     names = tuple(name for name in parameters.parameters if name in _TENSORS)
 
@@ -106,7 +107,7 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
         first = args[0] if args else kwargs.get(names[0])
         if type(first) is not Tensor:
             shard_ops()
-        if getattr(first, "is_nested", False):
+        if rank and getattr(first, "is_nested", False):
             bound = parameters.bind(*args, **kwargs)
             knobs = bound.arguments.pop("knobs", {})
             nested: _R = over_items(outer, {**bound.arguments, **knobs}, names, rank)

@@ -23,8 +23,8 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         if tensor.is_nested or tensor.layout is not torch.strided:
             kind = "nested" if tensor.is_nested else str(tensor.layout)
             raise NotImplementedError(
-                f"{name} is a {kind} tensor. Sequences of different lengths go in packed, with "
-                "seqlens_Q and seqlens_KV."
+                f"{name} is a {kind} tensor. Items of different sizes go in packed, one after "
+                "another along the token axis."
             )
         if tensor.dim() != 4:
             raise NattenError(

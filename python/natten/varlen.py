@@ -88,7 +88,7 @@ def _make_table(
 _table = functools.lru_cache(maxsize=64)(_make_table)
 
 
-@functools.partial(public, rank=1)
+@functools.partial(public, rank=0)
 def neighborhood_attention_varlen(
     query: Tensor,
     key: Tensor,

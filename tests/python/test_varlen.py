@@ -311,6 +311,13 @@ TABLE: list[tuple[Callable[[], Any], type[Exception], str]] = [
         NattenError,
         "in a batch of 1, but query has batch 2.",
     ),
+    (
+        lambda: F.neighborhood_attention_varlen(
+            *(torch.nested.nested_tensor([X[0]]),) * 3, [20], 3
+        ),
+        NotImplementedError,
+        "query is a nested tensor",
+    ),
     (lambda: sequences(I32), NattenTypeError, "but seqlens_KV is missing."),
     (lambda: sequences(I32, [8, 12]), NattenTypeError, "but seqlens_KV is list."),
     (lambda: sequences(I32, I32[:1]), NattenError, "must have as many entries each"),
