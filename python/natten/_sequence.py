@@ -172,6 +172,9 @@ def attention(
     max_seqlen_KV: int | None = None,
     *,
     return_lse: bool = False,
+    dropout_p: float = 0.0,
+    key_padding_mask: Optional = None,
+    generator: torch.Generator | None = None,
     **knobs: Any,
 ) -> Any:
     """Attention of every query to every key: softmax(scale * query . key) value.
@@ -192,6 +195,8 @@ def attention(
         cumulative_seqlen_KV: likewise, instead of seqlens_KV.
         max_seqlen_Q, max_seqlen_KV: the longest lengths; without effect.
         return_lse: also return the logarithm of the sum of exponentials of the scores.
+        dropout_p, generator: as for natten.functional.na2d; not for packed sequences.
+        key_padding_mask: ``[batch, keys]``, likewise.
         knobs: kernel settings of NATTEN 0.20 and later are checked and have no effect.
 
     Returns:
@@ -213,9 +218,12 @@ def attention(
         is_causal,
     )
     tokens = key.shape[1]
+    masked = dropout_p != 0 or key_padding_mask is not None
+    if table is not None and masked:
+        raise NotImplementedError("Packed sequences take neither dropout nor key_padding_mask.")
     if table is not None:
         check_packed(query, key, value)
-    elif torch.compiler.is_compiling() and not transformed():
+    elif torch.compiler.is_compiling() and not transformed() and not masked:
         # A window is a constant of a graph, a table is not: any number of tokens is one graph.
         table = torch.tensor([[query.shape[1], tokens, 0, 1, 1, int(is_causal)]])
     if table is not None:
@@ -240,4 +248,7 @@ def attention(
         return_lse,
         (0, 0, tokens),
         {},
+        dropout_p,
+        key_padding_mask,
+        generator,
     )

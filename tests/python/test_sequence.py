@@ -148,6 +148,23 @@ def test_compiled_attention_without_keys() -> None:
     assert torch.equal(lse, torch.full((2, 5, 2), -torch.inf))
 
 
+def test_attention_with_a_mask_of_keys_and_dropout() -> None:
+    q, k, v = tensors(12, (2, 5, 9, 2, 1, 4, 3), torch.float64)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[0, 4:] = mask[1, :3] = True
+    out = F.attention(q, k, v, key_padding_mask=mask)
+    torch.testing.assert_close(out[:1], F.attention(q[:1], k[:1, :4], v[:1, :4]))
+    torch.testing.assert_close(out[1:], F.attention(q[1:], k[1:, 3:], v[1:, 3:]))
+    ones = torch.ones_like(v)
+    kept = [
+        F.attention(q, k, ones, dropout_p=0.5, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    assert 0.5 < kept[0].mean() < 1.5
+
+
 def test_attention_over_a_mapped_axis() -> None:
     q, k, v = tensors(3, (3, 5, 7, 2, 1, 4, 4), torch.float64)
     one = torch.vmap(lambda q, k, v: F.attention(q[None], k[None], v[None])[0])(q, k, v)
@@ -303,6 +320,12 @@ TABLE: list[tuple[Callable[[], Any], type[Exception], str]] = [
     ),
     (lambda: F.attention(X, X, X, 1), NattenTypeError, "is_causal must be a bool, got 1."),
     (lambda: F.attention(X, X.double(), X), NattenError, "key is float64, but query is float32."),
+    (lambda: F.attention(X, X, X, dropout_p=2), NattenError, "dropout_p must be between 0 and 1"),
+    (
+        lambda: F.attention(X, X, X, key_padding_mask=torch.zeros(1, 5)),
+        NattenError,
+        "key_padding_mask",
+    ),
     (lambda: F.attention(X, X, X, q_tile_size=64), NattenError, "kv_tile_size is not."),
     (lambda: F.attention(X, X, X, q_tile_shape=(1,)), TypeError, "unexpected keyword argument"),
     (lambda: F.attention(X.to_sparse(), X, X), NotImplementedError, "query is a torch.sparse_coo"),

@@ -319,6 +319,11 @@ TABLE: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "query is a nested tensor",
     ),
     (lambda: sequences(I32), NattenTypeError, "but seqlens_KV is missing."),
+    (
+        lambda: sequences(I32, I32, dropout_p=0.1),
+        NotImplementedError,
+        "neither dropout nor key_pad",
+    ),
     (lambda: sequences(I32, [8, 12]), NattenTypeError, "but seqlens_KV is list."),
     (lambda: sequences(I32, I32[:1]), NattenError, "must have as many entries each"),
     (lambda: sequences(I32, I32.float()), NattenError, "be int32 or int64, got 1 and torch.float"),
