@@ -180,7 +180,7 @@ int main(void)
     test_problem test;
     const char *name;
     unit_test("the problem");
-    CHECK(problem_parse("b1h2d8_5x6_w3x3_lse_rpb_add2", &test) == NULL);
+    CHECK(problem_parse("b1h2d8_5x6_w3x3_lse_rpb_add2_kb_drop0.3", &test) == NULL);
     for (int op = 0; op < NATTEN_OPS; op++) {
         natten_problem problem;
         trial t;
