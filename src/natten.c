@@ -116,8 +116,10 @@ natten_status natten_plan_create(const natten_problem *problem, const char *only
     if (!plan)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     natten_status status = na_problem_check(problem, &plan->problem);
+    plan->asked = only;
     if (status == NATTEN_OK)
         status = choose(plan, only);
+    plan->asked = NULL;
     if (status != NATTEN_OK) {
         natten_plan_destroy(plan);
         return status;

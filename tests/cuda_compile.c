@@ -104,7 +104,7 @@ static int add_hopper(const char *path)
     FILE *file = fopen(path, "r");
     while (file && fgets(line, sizeof line, file)) {
         test_problem parsed;
-        na_forward_config config;
+        na_sm90_config config;
         natten_plan plan = {0};
         na_special special;
         line[strcspn(line, "\n")] = 0;
@@ -113,7 +113,7 @@ static int add_hopper(const char *path)
         const char *wrong = problem_parse(line, &parsed);
         if (wrong || !problem_of_op(&parsed, NATTEN_FORWARD, &plan.problem) ||
             na_problem_check(&plan.problem, &plan.problem) != NATTEN_OK ||
-            !na_forward_config_choose(&plan.problem, &h100, &config)) {
+            !na_sm90_config_choose(&plan.problem, &h100, NA_SM90_FORWARD, &config)) {
             printf("FAIL %s: %s\n", line, wrong ? wrong : natten_last_error());
             return 0;
         }

@@ -15,7 +15,7 @@
 
 static const na_device h100 = {.major = 9, .multiprocessors = 132, .shared_memory = 232448};
 
-static int plan(const char *text, natten_problem *p, na_forward_config *c)
+static int plan(const char *text, natten_problem *p, na_sm90_config *c)
 {
     test_problem parsed;
     natten_problem problem;
@@ -25,15 +25,15 @@ static int plan(const char *text, natten_problem *p, na_forward_config *c)
         printf("%s: %s\n", text, wrong ? wrong : natten_last_error());
         return 0;
     }
-    return na_forward_config_choose(p, &h100, c);
+    return na_sm90_config_choose(p, &h100, NA_SM90_FORWARD, c);
 }
 
-static void show(const char *text, const na_forward_config *c)
+static void show(const char *text, const na_sm90_config *c)
 {
     printf("%-44s %d of %dx%dx%d pack %d, axis %d; keys %dx%dx%d%s, stages %d + %d, waste %.3f, "
            "masked %.0f%%, %.3f ms\n",
            text, c->groups, c->sub[0], c->sub[1], c->sub[2], c->pack, c->stack, c->tile[0],
-           c->tile[1], c->tile[2], c->halves ? " halves" : "", c->key_stages, c->value_stages,
+           c->tile[1], c->tile[2], c->halves ? " halves" : "", c->stages[0], c->stages[1],
            c->waste, 100 * c->masked, 1e3 * c->seconds);
 }
 
@@ -66,7 +66,7 @@ static void test_choices(void)
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         natten_problem p;
-        na_forward_config c;
+        na_sm90_config c;
         CHECK(plan(table[i].text, &p, &c));
         show(table[i].text, &c);
         CHECK(c.waste <= table[i].waste);
@@ -74,7 +74,7 @@ static void test_choices(void)
         CHECK(c.pack == table[i].pack);
         CHECK(table[i].groups == 0 || c.groups == table[i].groups);
         CHECK(c.sub[0] * c.sub[1] * c.sub[2] * c.pack == NA_SM90_ROWS);
-        CHECK(na_forward_keys(&c) % 16 == 0 && c.key_stages >= 2 && c.value_stages >= 2);
+        CHECK(na_sm90_visitors(&c) % 16 == 0 && c.stages[0] >= 2 && c.stages[1] >= 2);
         CHECK(c.shared_bytes <= h100.shared_memory);
     }
 }
@@ -127,7 +127,7 @@ static void test_sums(void)
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         natten_problem p;
-        na_forward_config c;
+        na_sm90_config c;
         CHECK(plan(texts[i], &p, &c));
         double cells = 1, useful = 1;
         int split = c.halves ? (c.tile[0] > 1 ? 0 : 1) : -1;
@@ -139,7 +139,7 @@ static void test_sums(void)
             cells *= count_cells(&p.axis[a], c.sub[a], a == c.stack ? c.groups : 1, c.tile[a],
                                  c.tile[a] >> (a == split));
         }
-        double waste = cells * NA_SM90_ROWS * (na_forward_keys(&c) >> c.halves) / useful / c.pack;
+        double waste = cells * NA_SM90_ROWS * (na_sm90_visitors(&c) >> c.halves) / useful / c.pack;
         show(texts[i], &c);
         CHECK(fabs(waste - c.waste) < 1e-9 * waste);
     }

@@ -95,6 +95,44 @@ static void test_axis(na_axis axis)
     }
 }
 
+/* The queries of a block that attend to a key, against asking each of them. */
+static void test_visitors(na_axis axis, int begin, int end)
+{
+    for (int key = 0; key < axis.extent; key++) {
+        na_window visitors = na_visitors_of(axis, key, begin, end);
+        int last = visitors.first + (visitors.count - 1) * axis.dilation, wrong = 0;
+        for (int query = begin; query < end; query++) {
+            na_window window = na_window_of(axis, query);
+            int far = key - window.first;
+            int sees = far >= 0 && far % axis.dilation == 0 && far / axis.dilation < window.count;
+            int told = query >= visitors.first && query <= last &&
+                       (query - visitors.first) % axis.dilation == 0;
+            wrong += sees != told;
+        }
+        if (wrong || visitors.count < 0)
+            unit_fail("extent %d window %d stride %d dilation %d causal %d, queries %d..%d: key %d "
+                      "has %d visitors from %d",
+                      axis.extent, axis.window, axis.stride, axis.dilation, axis.causal, begin,
+                      end - 1, key, visitors.count, visitors.first);
+    }
+}
+
+static void test_all_visitors(void)
+{
+    na_axis a;
+    for (a.causal = 0; a.causal < 2; a.causal++)
+        for (a.extent = 1; a.extent <= LONGEST / 2; a.extent++)
+            for (a.dilation = 1; a.dilation <= a.extent; a.dilation++)
+                for (a.window = 1; a.window * a.dilation <= a.extent; a.window++)
+                    for (a.stride = 1; a.stride <= a.window; a.stride++) {
+                        test_visitors(a, 0, a.extent);
+                        test_visitors(a, a.extent / 3, a.extent - a.extent / 4);
+                        /* Cross attention: queries past the end. */
+                        if (a.window == a.extent)
+                            test_visitors(a, 0, 2 * a.extent + 1);
+                    }
+}
+
 static void test_all(int causal)
 {
     na_axis a = {.causal = causal};
@@ -141,6 +179,8 @@ int main(void)
     test_all(0);
     unit_test("causal, against a search");
     test_all(1);
+    unit_test("visitors of keys, against asking every query");
+    test_all_visitors();
     unit_test("window = extent is dense attention");
     test_dense();
     unit_test("examples worked out by hand");

@@ -23,6 +23,7 @@ struct natten_plan {
     natten_problem
         problem; /* checked, defaults resolved, rank 3: a 2-D map has axis[0] of extent 1 */
     const na_kernel *kernel;
+    const char *asked; /* how names of kernels have to begin; NULL: however. Only while planning */
     natten_status (*run)(const natten_plan *plan, const natten_run *run);
     void *state;                  /* the kernel's own */
     void (*destroy)(void *state); /* NULL: free */

@@ -15,7 +15,7 @@ typedef struct na_axis {
     int extent, window, stride, dilation, causal;
 } na_axis;
 
-/* Keys first, first + dilation, ..., count of them. */
+/* Keys (or queries) first, first + dilation, ..., count of them. */
 typedef struct na_window {
     int first, count;
 } na_window;
@@ -43,6 +43,35 @@ NA_INLINE na_window na_window_of(na_axis axis, int query)
     }
     na_window window = {residue + start * axis.dilation, end - start};
     return window;
+}
+
+/* The first query of a group of `group` tokens whose window begins at place `from` or later;
+ * without end, where none does. */
+NA_INLINE int na_first_from(na_axis axis, int group, int from)
+{
+    int lead = axis.causal ? axis.stride - 1 : axis.stride / 2;
+    int reach = axis.causal ? axis.window - 1 : axis.window / 2;
+    if (from > group - axis.window)
+        return 1 << 30;
+    return from <= 0 ? 0 : na_max(from + reach - lead + axis.stride - 1, 0) / axis.stride *
+                               axis.stride;
+}
+
+/* The other way round: which of the queries at places begin..end - 1 of the whole axis attend to
+ * the key at place `key`. As windows move forward along a group, these are neighbours in it: first,
+ * first + dilation, ..., count of them. */
+NA_INLINE na_window na_visitors_of(na_axis axis, int key, int begin, int end)
+{
+    int residue = key % axis.dilation;
+    int place = key / axis.dilation, round = axis.dilation - 1 - residue;
+    int group = (axis.extent + round) / axis.dilation;
+    int from = na_max(begin + round, 0) / axis.dilation, to = na_max(end + round, 0) / axis.dilation;
+    int low = axis.causal ? place : na_first_from(axis, group, place - axis.window + 1);
+    int high = na_first_from(axis, group, place + 1);
+    low = na_min(na_max(low, from), to);
+    high = na_min(na_max(high, low), to);
+    na_window visitors = {residue + low * axis.dilation, high - low};
+    return visitors;
 }
 
 #endif

@@ -8,11 +8,12 @@
 #include <string.h>
 
 #include "core/kernel.h"
+#include "device/sm90_backward.h"
 #include "device/sm90_forward.h"
 
 enum {
-    MOST_TILE = 32, /* rows of keys along one axis: bits of a mask word */
-    MOST_KEYS = 128,
+    MOST_TILE = 32, /* rows of visitors along one axis: bits of a mask word */
+    MOST_VISITORS = 128,
     MOST_SUB = 7, /* powers of two up to 64 */
     MOST_GROUPS = 3,
     MOST_STAGES = 6,
@@ -20,35 +21,52 @@ enum {
     MOST_POSITIONS = 64
 };
 
-/* One axis cut into tiles: sums over its tiles of queries. A cell is a tile of keys, or half. */
+/* One axis cut into tiles: sums over its tiles of residents. A cell is a tile of visitors, or half.
+ */
 typedef struct line {
     double cells; /* that some warpgroup computes */
-    double inner; /* of these, seen as a whole by all queries of the warpgroup */
-    double loads; /* tiles of keys */
+    double inner; /* of these, where all visitors meet all residents of the warpgroup */
+    double loads; /* tiles of visitors */
     double items;
-    int positions; /* the most tiles of keys for one tile of queries */
+    int positions; /* the most tiles of visitors for one tile of residents */
     int known;
 } line;
 
 typedef struct planner {
     const natten_problem *problem;
     const na_device *device;
+    na_sm90_what what;
     double useful; /* pairs of a query and a key, of one head */
     line lines[3][MOST_SUB][MOST_GROUPS + 1][MOST_TILE + 1][2];
 } planner;
 
 static int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-/* The queries of one dilation group: places first..end - 1. */
-static na_axis group_of(const natten_axis *axis, int residue, int *first, int *end)
+/* One dilation group of an axis: residents at places first..end - 1, queries at others. */
+typedef struct group {
+    na_axis axis;
+    int of_keys, first, end, query_first, query_end;
+} group;
+
+static group group_of(const planner *s, const natten_axis *axis, int residue)
 {
-    na_axis group = na_axis_of(axis);
-    int dilation = group.dilation, before = (int)axis->query_origin - residue + dilation - 1;
-    *first = before / dilation;
-    *end = (before + (int)axis->query_extent) / dilation;
-    group.extent = divide_up(group.extent - residue, dilation);
-    group.dilation = 1;
-    return group;
+    group g = {.axis = na_axis_of(axis), .of_keys = s->what == NA_SM90_D_KEY};
+    int dilation = g.axis.dilation, round = dilation - 1 - residue;
+    int64_t origin = g.of_keys ? axis->key_origin : axis->query_origin;
+    int64_t extent = g.of_keys ? axis->key_extent : axis->query_extent;
+    g.first = (int)(origin + round) / dilation;
+    g.end = (int)(origin + extent + round) / dilation;
+    g.query_first = (int)(axis->query_origin + round) / dilation;
+    g.query_end = (int)(axis->query_origin + axis->query_extent + round) / dilation;
+    g.axis.extent = (g.axis.extent + round) / dilation;
+    g.axis.dilation = 1;
+    return g;
+}
+
+static na_window visitors_of(const group *g, int place)
+{
+    return g->of_keys ? na_visitors_of(g->axis, place, g->query_first, g->query_end)
+                      : na_window_of(g->axis, place);
 }
 
 static double useful_pairs(const natten_axis *axis)
@@ -59,21 +77,21 @@ static double useful_pairs(const natten_axis *axis)
     return sum;
 }
 
-/* Adds one tile of queries, from `from` on, each of `groups` warpgroups with `sub` of them. */
-static void add_item(line *l, na_axis axis, int from, int end, int sub, int groups, int tile,
-                     int cell)
+/* Adds one tile of residents, from `from` on, each of `groups` warpgroups with `sub` of them. */
+static void add_item(line *l, const group *group, int from, int sub, int groups, int tile, int cell)
 {
-    int start = na_window_of(axis, from).first, last = start, positions;
-    for (int g = 0; g < groups && from + g * sub < end; g++) {
-        int high_query = na_min(from + (g + 1) * sub, end) - 1;
-        na_window low = na_window_of(axis, from + g * sub), high = na_window_of(axis, high_query);
+    int start = visitors_of(group, from).first, last = start, positions;
+    for (int g = 0; g < groups && from + g * sub < group->end; g++) {
+        na_window low = visitors_of(group, from + g * sub);
+        na_window high = visitors_of(group, na_min(from + (g + 1) * sub, group->end) - 1);
         int low_end = low.first + low.count - start, high_end = high.first + high.count - start;
         int inner = low_end / cell - divide_up(high.first - start, cell);
-        l->cells += (high_end - 1) / cell - (low.first - start) / cell + 1;
+        if (high_end > low.first - start)
+            l->cells += (high_end - 1) / cell - (low.first - start) / cell + 1;
         l->inner += na_max(inner, 0);
         last = na_max(last, start + high_end);
     }
-    positions = divide_up(last - start, tile);
+    positions = na_max(divide_up(last - start, tile), 1);
     l->loads += positions;
     l->items += 1;
     l->positions = na_max(l->positions, positions);
@@ -94,10 +112,9 @@ static const line *line_of(planner *s, int a, int sub, int groups, int tile, int
         return l;
     l->known = 1;
     for (int residue = 0; residue < s->problem->axis[a].dilation; residue++) {
-        int first, end;
-        na_axis group = group_of(&s->problem->axis[a], residue, &first, &end);
-        for (int from = first; from < end; from += sub * groups)
-            add_item(l, group, from, end, sub, groups, tile, tile >> halves);
+        group group = group_of(s, &s->problem->axis[a], residue);
+        for (int from = group.first; from < group.end; from += sub * groups)
+            add_item(l, &group, from, sub, groups, tile, tile >> halves);
     }
     return l;
 }
@@ -105,42 +122,71 @@ static const line *line_of(planner *s, int a, int sub, int groups, int tile, int
 /* ----------------------------------------------------------------------------------------------
  * judging */
 
-/* Measured on an H100: TFLOP/s with 128 channels, by the keys of a tile; fewer keys wait longer
- * for the same things. With fewer channels the softmax, whose cost does not depend on them, takes
- * its share: 480 with 64, 300 with 32. */
-static double raw_rate(const na_forward_config *c, int channels)
+/* Measured on an H100: TFLOP/s with 128 channels, by 16 visitors of a tile; fewer visitors wait
+ * longer for the same things. With fewer channels the softmax, whose cost does not depend on them,
+ * takes its share: of the forward 480 with 64, 300 with 32. */
+static double raw_rate(const na_sm90_config *c, int channels)
 {
-    static const double by_keys[] = {0, 250, 400, 500, 560, 590, 635, 640, 650};
+    static const double by_visitors[][9] = {
+        [NA_SM90_FORWARD] = {0, 250, 400, 500, 560, 590, 635, 640, 650},
+        [NA_SM90_D_QUERY] = {0, 250, 420, 540, 640, 670, 700, 705, 705},
+        [NA_SM90_D_KEY] = {0, 220, 400, 510, 610, 640, 650, 650, 650}};
     static const double by_groups[] = {0, 0.5, 0.85, 1};
-    double rate = by_keys[na_forward_keys(c) / 16];
-    return rate * by_groups[c->groups] * channels / (64 + channels) * 1.5;
+    double rate = by_visitors[c->what][na_sm90_visitors(c) / 16];
+    if (c->what == NA_SM90_FORWARD)
+        rate *= by_groups[c->groups];
+    return rate * channels / (64 + channels) * 1.5;
 }
 
-enum { REGISTERS_3 = 160, REGISTERS_2 = 240, REGISTERS_ELSE = 29 };
-
-static int fits_registers(const natten_problem *p, const na_forward_config *c)
+/* Channels of all products of a pair of a query and a key. */
+static int channels_of(const natten_problem *p, const na_sm90_config *c)
 {
-    int wanted = (int)p->value_dim / 2 + na_forward_keys(c) / 2 + REGISTERS_ELSE;
-    return wanted <= (c->groups == 3 ? REGISTERS_3 : REGISTERS_2);
+    int dim = (int)p->head_dim, value_dim = (int)p->value_dim;
+    if (c->what == NA_SM90_FORWARD)
+        return dim + value_dim;
+    if (c->what == NA_SM90_D_QUERY)
+        return 2 * dim + value_dim;
+    return dim + (c->gives & 1 ? dim + value_dim : 0) + (c->gives & 2 ? value_dim : 0);
 }
 
-static int bytes_of(const natten_problem *p, const na_forward_config *c)
+enum { REGISTERS_3 = 160, REGISTERS_2 = 240, REGISTERS_ELSE = 29, REGISTERS_BACK = 32 };
+
+static int fits_registers(const natten_problem *p, const na_sm90_config *c)
 {
-    int rows = c->sub[0] + c->sub[1] + c->sub[2];
-    return na_sm90_shared_of(c->groups, (int)p->head_dim, (int)p->value_dim, na_forward_keys(c),
-                             c->key_stages, c->value_stages, rows * c->positions)
+    int dim = (int)p->head_dim, value_dim = (int)p->value_dim, visitors = na_sm90_visitors(c);
+    if (c->what == NA_SM90_FORWARD)
+        return value_dim / 2 + visitors / 2 + REGISTERS_ELSE <=
+               (c->groups == 3 ? REGISTERS_3 : REGISTERS_2);
+    if (c->what == NA_SM90_D_QUERY)
+        return dim / 2 + visitors + REGISTERS_BACK + 8 <= REGISTERS_2;
+    return (c->gives & 1 ? dim / 2 : 0) + (c->gives & 2 ? value_dim / 2 : 0) + visitors / 4 * 5 +
+               REGISTERS_BACK <=
+           REGISTERS_2;
+}
+
+static int bytes_of(const natten_problem *p, const na_sm90_config *c)
+{
+    int dim = (int)p->head_dim, value_dim = (int)p->value_dim;
+    int words = (c->sub[0] + c->sub[1] + c->sub[2]) * c->positions;
+    if (c->what == NA_SM90_FORWARD)
+        return na_sm90_shared_of(c->groups, dim, value_dim, na_sm90_visitors(c), c->stages[0],
+                                 c->stages[1], words)
+            .bytes;
+    return na_sm90_back_shared_of(c->what == NA_SM90_D_KEY, c->groups, dim, value_dim,
+                                  na_sm90_visitors(c), c->stages[0], words)
         .bytes;
 }
 
 /* As many stages as there is room for, keys before values: they are wanted first. */
-static int fit_shared(const natten_problem *p, const na_device *device, na_forward_config *c)
+static int fit_shared(const natten_problem *p, const na_device *device, na_sm90_config *c)
 {
-    c->key_stages = c->value_stages = 2;
+    int rings = c->what == NA_SM90_FORWARD ? 2 : 1;
+    c->stages[0] = c->stages[1] = 2;
     if (bytes_of(p, c) > device->shared_memory)
         return 0;
     for (int more = 1; more;) {
         more = 0;
-        for (int *stages = &c->key_stages; stages <= &c->value_stages; stages++) {
+        for (int *stages = c->stages; stages < c->stages + rings; stages++) {
             ++*stages;
             if (*stages <= MOST_STAGES && bytes_of(p, c) <= device->shared_memory)
                 more = 1;
@@ -152,7 +198,7 @@ static int fit_shared(const natten_problem *p, const na_device *device, na_forwa
     return 1;
 }
 
-static int fits_boxes(const natten_problem *p, const na_forward_config *c)
+static int fits_boxes(const natten_problem *p, const na_sm90_config *c)
 {
     for (int a = 0; a < 3; a++)
         if (na_max(c->sub[a], c->tile[a]) * p->axis[a].dilation > MOST_BOX)
@@ -160,7 +206,7 @@ static int fits_boxes(const natten_problem *p, const na_forward_config *c)
     return 1;
 }
 
-static int halves_axis(const na_forward_config *c)
+static int halves_axis(const na_sm90_config *c)
 {
     return c->tile[0] > 1 ? 0 : c->tile[1] > 1 ? 1 : 2;
 }
@@ -168,12 +214,12 @@ static int halves_axis(const na_forward_config *c)
 enum { SECOND = 1000000 }; /* microseconds */
 
 /* What limits: products, the way from the L2 cache, and the start and end of each item. */
-static void judge(planner *s, na_forward_config *c)
+static void judge(planner *s, na_sm90_config *c)
 {
     const natten_problem *p = s->problem;
     const double l2_bytes_per_second = 4.5e12, item_seconds = 1.2 / SECOND;
     double cells = 1, inner = 1, loads = 1, items = 1;
-    int positions = 0, split = c->halves ? halves_axis(c) : -1, keys = na_forward_keys(c);
+    int positions = 0, split = c->halves ? halves_axis(c) : -1, visitors = na_sm90_visitors(c);
     for (int a = 0; a < 3; a++) {
         const line *l =
             line_of(s, a, c->sub[a], a == c->stack ? c->groups : 1, c->tile[a], a == split);
@@ -184,15 +230,17 @@ static void judge(planner *s, na_forward_config *c)
         positions = na_max(positions, l->positions);
     }
     double heads = (double)(p->batch * p->heads) / c->pack;
-    double pairs = cells * NA_SM90_ROWS * (keys >> c->halves);
+    double pairs = cells * NA_SM90_ROWS * (visitors >> c->halves);
     int channels = (int)(p->head_dim + p->value_dim);
+    double blocks = c->what == NA_SM90_D_KEY ? (double)(p->batch * p->kv_heads) : heads;
     c->positions = c->tile[2] <= 8 ? 1 << log_of(na_max(positions, 4)) : 0;
     c->waste = pairs / (s->useful * c->pack);
     c->masked = 1 - inner / cells;
     double products =
-        pairs * heads * 2 * channels * (1 + 0.06 * c->masked) / (raw_rate(c, channels / 2) * 1e12);
-    double traffic = loads * keys * channels * 2 * heads / l2_bytes_per_second;
-    double rounds = items * heads / s->device->multiprocessors;
+        pairs * heads * 2 * channels_of(p, c) * (1 + 0.06 * c->masked) /
+        (raw_rate(c, channels / 2) * 1e12);
+    double traffic = loads * visitors * channels * 2 * heads / l2_bytes_per_second;
+    double rounds = items * blocks / s->device->multiprocessors;
     /* Warpgroups side by side along the axis that tiles walk along first wait less for each other:
      * measured 376 against 420 TFLOP/s in 3-D. */
     if (c->stack != (c->tile[0] > 1 ? 1 : 2))
@@ -204,9 +252,11 @@ static void judge(planner *s, na_forward_config *c)
 /* ----------------------------------------------------------------------------------------------
  * searching */
 
-static void consider(planner *s, na_forward_config *c, na_forward_config *best)
+static void consider(planner *s, na_sm90_config *c, na_sm90_config *best)
 {
-    int along = (int)s->problem->axis[c->stack].query_extent > c->sub[c->stack];
+    const natten_axis *x = &s->problem->axis[c->stack];
+    int along =
+        (c->what == NA_SM90_D_KEY ? x->key_extent : x->query_extent) > (int64_t)c->sub[c->stack];
     if ((!along && c->groups > 1 && c->stack != 2) || !fits_registers(s->problem, c) ||
         !fits_boxes(s->problem, c))
         return;
@@ -217,57 +267,62 @@ static void consider(planner *s, na_forward_config *c, na_forward_config *best)
     *best = *c;
 }
 
-/* Everything that is left when queries and keys are boxed. */
-static void consider_groups(planner *s, na_forward_config *c, na_forward_config *best)
+/* Everything that is left when residents and visitors are boxed. */
+static void consider_groups(planner *s, na_sm90_config *c, na_sm90_config *best)
 {
-    int keys = na_forward_keys(c), linear = c->tile[2] > 8;
-    for (c->groups = 2; c->groups <= MOST_GROUPS; c->groups++)
+    int visitors = na_sm90_visitors(c), linear = c->tile[2] > 8;
+    int forward = c->what == NA_SM90_FORWARD;
+    for (c->groups = 2; c->groups <= (forward ? MOST_GROUPS : 2); c->groups++)
         for (c->stack = linear ? 2 : 0; c->stack < 3; c->stack++) {
             c->halves = 0;
             consider(s, c, best);
-            /* A half must still be a multiple of 16 keys. */
-            c->halves =
-                !linear && keys % 32 == 0 && c->tile[halves_axis(c)] % 2 == 0 && halves_axis(c) < 2;
+            /* A half must still be a multiple of 16 visitors. */
+            c->halves = forward && !linear && visitors % 32 == 0 &&
+                        c->tile[halves_axis(c)] % 2 == 0 && halves_axis(c) < 2;
             if (c->halves)
                 consider(s, c, best);
         }
 }
 
-static void consider_tiles(planner *s, na_forward_config *c, na_forward_config *best)
+static void consider_tiles(planner *s, na_sm90_config *c, na_sm90_config *best)
 {
-    /* Tiles that are boxes: rows of 4 or 8 keys, at most 32 of them. */
+    /* Tiles that are boxes: rows of 4 or 8 visitors, at most 32 of them. */
     int thick = s->problem->axis[0].window > 1 ? MOST_TILE / 2 : 1;
     for (c->tile[2] = 4; c->tile[2] <= 8; c->tile[2] *= 2)
         for (c->tile[0] = 1; c->tile[0] <= thick; c->tile[0]++)
             for (c->tile[1] = 1; c->tile[0] * c->tile[1] <= MOST_TILE; c->tile[1]++) {
-                int keys = na_forward_keys(c);
-                if (keys % 16 == 0 && keys >= 32 && keys <= MOST_KEYS)
+                int visitors = na_sm90_visitors(c);
+                if (visitors % 16 == 0 && visitors >= 32 && visitors <= MOST_VISITORS)
                     consider_groups(s, c, best);
             }
     /* Tiles that are lines. */
     c->tile[0] = c->tile[1] = 1;
     if (c->sub[0] * c->sub[1] == 1)
-        for (c->tile[2] = 32; c->tile[2] <= MOST_KEYS; c->tile[2] += 16)
+        for (c->tile[2] = 32; c->tile[2] <= MOST_VISITORS; c->tile[2] += 16)
             consider_groups(s, c, best);
 }
 
-static int prepare(planner *s, const natten_problem *problem, const na_device *device)
+static int prepare(planner *s, const natten_problem *problem, const na_device *device,
+                   na_sm90_what what)
 {
     s->problem = problem;
     s->device = device;
+    s->what = what;
     s->useful = 1;
     for (int a = 0; a < 3; a++)
         s->useful *= useful_pairs(&problem->axis[a]);
     return s->useful > 0 && problem->batch > 0;
 }
 
-int na_forward_config_choose(const natten_problem *problem, const na_device *device,
-                             na_forward_config *config)
+int na_sm90_config_choose(const natten_problem *problem, const na_device *device,
+                          na_sm90_what what, na_sm90_config *config)
 {
     planner *s = calloc(1, sizeof *s);
-    na_forward_config c = {0}, best = {0};
-    int share = (int)(problem->heads / problem->kv_heads), deep = problem->axis[0].query_extent > 1;
-    if (!s || !prepare(s, problem, device)) {
+    na_sm90_config c = {.what = what, .gives = config->gives}, best = {0};
+    const natten_axis *x = problem->axis;
+    int deep = (what == NA_SM90_D_KEY ? x->key_extent : x->query_extent) > 1;
+    int share = what == NA_SM90_D_KEY ? 1 : (int)(problem->heads / problem->kv_heads);
+    if (!s || !prepare(s, problem, device, what)) {
         free(s);
         return 0;
     }
@@ -283,12 +338,12 @@ int na_forward_config_choose(const natten_problem *problem, const na_device *dev
     return best.groups != 0;
 }
 
-int na_forward_config_complete(const natten_problem *problem, const na_device *device,
-                               na_forward_config *config)
+int na_sm90_config_complete(const natten_problem *problem, const na_device *device,
+                            na_sm90_config *config)
 {
     planner *s = calloc(1, sizeof *s);
-    na_forward_config best = {0};
-    if (s && prepare(s, problem, device))
+    na_sm90_config best = {0};
+    if (s && prepare(s, problem, device, config->what))
         consider(s, config, &best);
     free(s);
     if (best.groups)

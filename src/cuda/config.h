@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The planner: which tiles the Hopper forward kernel works on. A pure function of the problem and
+ * The planner: which tiles the Hopper kernels work on. A pure function of the problem and
  * of what the device is. */
 #ifndef NATTEN_CUDA_CONFIG_H
 #define NATTEN_CUDA_CONFIG_H
@@ -7,14 +7,20 @@
 #include "cuda/device.h"
 #include "natten.h"
 
-typedef struct na_forward_config {
-    int sub[3]; /* queries of a warpgroup; times pack: 64 */
+/* Which kernel. Residents stay with a block, visitors pass by (device/sm90_walk.h): of the forward
+ * and of what gives d_query residents are queries, of what gives d_key and d_value keys. */
+typedef enum na_sm90_what { NA_SM90_FORWARD, NA_SM90_D_QUERY, NA_SM90_D_KEY } na_sm90_what;
+
+typedef struct na_sm90_config {
+    na_sm90_what what;
+    int gives;  /* of D_KEY: 1 d_key, 2 d_value, 3 both */
+    int sub[3]; /* residents of a warpgroup; times pack: 64 */
     int pack;   /* heads that share keys, worked on together */
     int groups; /* warpgroups that compute, side by side along axis `stack` */
     int stack;
-    int tile[3]; /* keys of a tile */
-    int halves;  /* a warpgroup may do one half of a tile */
-    int key_stages, value_stages;
+    int tile[3];   /* visitors of a tile */
+    int halves;    /* a warpgroup may do one half of a tile */
+    int stages[2]; /* of keys, of values; of the backward: of both, 0 */
     int positions; /* of tiles along one axis, in the mask tables; 0: no tables */
     int raster;    /* tiles of axis 1 that follow each other */
     int shared_bytes;
@@ -22,21 +28,22 @@ typedef struct na_forward_config {
     double waste;  /* computed products, relative to those of the windows */
     double masked; /* the share of them that lies in tiles that are masked */
     double seconds;
-} na_forward_config;
+} na_sm90_config;
 
-/* Keys of a tile. */
-static inline int na_forward_keys(const na_forward_config *config)
+/* Visitors of a tile. */
+static inline int na_sm90_visitors(const na_sm90_config *config)
 {
     return config->tile[0] * config->tile[1] * config->tile[2];
 }
 
-/* Chooses for a checked problem whose channels are multiples of 8; 0: nothing fits. */
-int na_forward_config_choose(const natten_problem *problem, const na_device *device,
-                             na_forward_config *config);
+/* Chooses for a checked problem whose channels are multiples of 8. Of D_KEY, `config->gives` says
+ * beforehand what is wanted. 0: nothing fits. */
+int na_sm90_config_choose(const natten_problem *problem, const na_device *device,
+                          na_sm90_what what, na_sm90_config *config);
 
 /* Fills in what follows from the tiles (stages, positions, bytes, expectations) or returns 0 if
  * they do not fit. For tests and measurements of tiles that the planner would not choose. */
-int na_forward_config_complete(const natten_problem *problem, const na_device *device,
-                               na_forward_config *config);
+int na_sm90_config_complete(const natten_problem *problem, const na_device *device,
+                            na_sm90_config *config);
 
 #endif

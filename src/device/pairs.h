@@ -209,34 +209,13 @@ typedef struct span {
     int first, step, count;
 } span;
 
-/* The first of the places [low, high) of a dilation group whose window begins (or ends) after the
- * key. Both rise along the group. */
-NA_WORD int bisect(na_axis axis, int residue, int key, int by_end, int low, int high)
-{
-    while (low < high) {
-        int middle = low + (high - low) / 2;
-        na_window window = na_window_of(axis, residue + middle * axis.dilation);
-        int last = window.first + (window.count - 1) * axis.dilation;
-        if (by_end ? last >= key : window.first > key)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-/* The queries that attend to a key: neighbours in the key's dilation group. */
+/* The queries that attend to a key. */
 NA_WORD span queries_of(const na_reference *p, int a, int key)
 {
-    na_axis axis = p->axis[a];
-    int place = key + (int)p->problem.axis[a].key_origin;
-    int residue = place % axis.dilation, begin = (int)p->problem.axis[a].query_origin;
-    int end = begin + (int)p->problem.axis[a].query_extent, round = axis.dilation - 1;
-    int low = begin > residue ? (begin - residue + round) / axis.dilation : 0;
-    int high = end > residue ? (end - residue + round) / axis.dilation : 0;
-    low = bisect(axis, residue, place, 1, low, high);
-    high = bisect(axis, residue, place, 0, low, high);
-    span result = {residue + low * axis.dilation - begin, axis.dilation, high - low};
+    const natten_axis *block = &p->problem.axis[a];
+    int begin = (int)block->query_origin, end = begin + (int)block->query_extent;
+    na_window visitors = na_visitors_of(p->axis[a], key + (int)block->key_origin, begin, end);
+    span result = {visitors.first - begin, p->axis[a].dilation, visitors.count};
     return result;
 }
 

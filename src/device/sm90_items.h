@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * What the loading thread and the computing warpgroups of sm90_forward.cu (whose parameters are
- * meant here) share: where things lie, work items, notes about tiles. */
+ * What the loading thread and the computing warpgroups of the Hopper kernels share: work items,
+ * notes about tiles, how far residents see.
+ *
+ * Parameters: NA_SIDE, 0 where residents are queries, 1 where they are keys; NA_SUB_0..2, NA_PACK,
+ * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS (sm90_forward.cu has them). */
 enum {
-    STEPS = (NA_DIM + 15) / 16, /* of products along the channels */
-    OUTPUTS = NA_VALUE_DIM / 2, /* held by a thread */
     SUB_TOKENS = NA_SM90_ROWS / NA_PACK,
     TABLE_ROWS = NA_SUB_0 + NA_SUB_1 + NA_SUB_2,
     TABLE_WORDS = TABLE_ROWS * NA_POSITIONS,
-    /* Only axes along which rows or keys differ have to be looked at. */
+    /* Only axes along which residents or visitors differ have to be looked at. */
     MASKS_0 = NA_SUB_0 > 1 || NA_TILE_0 > 1,
     MASKS_1 = NA_SUB_1 > 1 || NA_TILE_1 > 1,
     HALVES_AXIS = NA_TILE_0 > 1   ? 0
@@ -35,29 +36,6 @@ enum {
  * the item. */
 enum { NOTE_WORDS = NA_SM90_NOTE_BYTES / 4, NOTE_KIND = 3, NOTE_ITEM = 4 };
 
-enum {
-    QUERY_FULL = 0,
-    QUERY_EMPTY = QUERY_FULL + NA_GROUPS,
-    KEY_FULL = QUERY_EMPTY + NA_GROUPS,
-    KEY_EMPTY = KEY_FULL + NA_KEY_STAGES,
-    VALUE_FULL = KEY_EMPTY + NA_KEY_STAGES,
-    VALUE_EMPTY = VALUE_FULL + NA_VALUE_STAGES,
-    GATES = VALUE_EMPTY + NA_VALUE_STAGES
-};
-
-NA_WORD na_sm90_shared places(void)
-{
-    return na_sm90_shared_of(NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_KEYS, NA_KEY_STAGES,
-                             NA_VALUE_STAGES, TABLE_WORDS);
-}
-
-NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
-
-NA_WORD int *note_of(int stage)
-{
-    return (int *)((unsigned char *)na_shared() + places().note) + stage * NOTE_WORDS;
-}
-
 typedef struct ring {
     int stage;
     uint32_t phase;
@@ -75,18 +53,18 @@ NA_WORD void next(ring *ring, int stages)
  * items */
 
 typedef struct work_item {
-    int first[3], end[3], residue[3]; /* queries of the tile; the group's end; the group */
+    int first[3], end[3], residue[3]; /* residents of the tile; the group's end; the group */
     int head, batch, unused;
 } work_item;
 
-/* Queries of a block's tile along an axis. */
+/* Residents of a block's tile along an axis. */
 NA_WORD int sub(int axis) { return axis == 0 ? NA_SUB_0 : axis == 1 ? NA_SUB_1 : NA_SUB_2; }
 NA_WORD int tile(int axis) { return axis == 0 ? NA_TILE_0 : axis == 1 ? NA_TILE_1 : NA_TILE_2; }
 NA_WORD int offset(int axis, int group) { return axis == NA_STACK ? group * sub(axis) : 0; }
 
 /* Item number w; 0: there is nothing in it. Axis 0 runs fastest, then `raster` tiles of axis 1,
- * axis 2, the rest of axis 1: neighbors share keys in the L2 cache. */
-NA_WORD int find_item(const na_sm90_forward *p, int w, work_item *t)
+ * axis 2, the rest of axis 1: neighbors share visitors in the L2 cache. */
+NA_WORD int find_item(const na_sm90_walk *p, int w, work_item *t)
 {
     int count[3], x[3], there = 1;
     for (int a = 0; a < 3; a++)
@@ -107,25 +85,30 @@ NA_WORD int find_item(const na_sm90_forward *p, int w, work_item *t)
     for (int a = 0; a < 3; a++) {
         const na_sm90_axis *axis = &p->axis[a];
         int dilation = axis->rule.dilation, residue = x[a] / axis->tiles;
-        int before = axis->query_origin - residue + dilation - 1;
+        int before = axis->origin - residue + dilation - 1;
         int step = sub(a) * (a == NA_STACK ? NA_GROUPS : 1);
         t->residue[a] = residue;
         t->first[a] = before / dilation + x[a] % axis->tiles * step;
-        t->end[a] = (before + axis->query_extent) / dilation;
+        t->end[a] = (before + axis->extent) / dilation;
         there &= residue < dilation && t->first[a] < t->end[a];
     }
     return there;
 }
 
-NA_WORD na_window window_at(const na_sm90_axis *axis, int residue, int place)
+/* The visitors of a resident, as places of its dilation group. */
+NA_WORD na_window visitors_at(const na_sm90_axis *axis, int residue, int place)
 {
     na_axis group = axis->rule;
-    group.extent = (group.extent - residue + group.dilation - 1) / group.dilation;
+    int dilation = group.dilation, round = dilation - 1 - residue;
+    group.extent = (group.extent + round) / dilation;
     group.dilation = 1;
-    return na_window_of(group, place);
+    if (NA_SIDE == 0)
+        return na_window_of(group, place);
+    return na_visitors_of(group, place, (axis->visitor_origin + round) / dilation,
+                          (axis->visitor_origin + axis->visitor_extent + round) / dilation);
 }
 
-/* The union of the windows of some queries, and what is in all of them. */
+/* The union of the visitors of some residents, and which visit all of them. */
 typedef struct span {
     int first, end, inner_first, inner_end;
 } span;
@@ -136,17 +119,17 @@ NA_WORD span span_of(const na_sm90_axis *axis, const work_item *t, int a, int gr
     span none = {1 << 29, -1, 1 << 29, -1};
     if (from > to)
         return none;
-    na_window low = window_at(axis, t->residue[a], from);
-    na_window high = window_at(axis, t->residue[a], to);
+    na_window low = visitors_at(axis, t->residue[a], from);
+    na_window high = visitors_at(axis, t->residue[a], to);
     span s = {low.first, high.first + high.count, high.first, low.first + low.count};
     return s;
 }
 
-/* The bits of a note for `width` keys from `key` on, along one axis. */
-NA_WORD int classify(const span *s, int key, int width, int halves)
+/* The bits of a note for `width` visitors from `from` on, along one axis. */
+NA_WORD int classify(const span *s, int first, int width, int halves)
 {
-    int from = key, to = key + width, middle = key + width / 2, kind = 0;
-    if (halves && (middle <= s->first || key >= s->end)) {
+    int from = first, to = first + width, middle = first + width / 2, kind = 0;
+    if (halves && (middle <= s->first || first >= s->end)) {
         kind |= UPPER_ONLY;
         from = middle;
     }
@@ -154,7 +137,30 @@ NA_WORD int classify(const span *s, int key, int width, int halves)
         kind |= LOWER_ONLY;
         to = middle;
     }
-    if (key + width <= s->first || key >= s->end)
+    if (first + width <= s->first || first >= s->end)
         kind |= SKIP;
     return kind | (from >= s->inner_first && to <= s->inner_end ? 0 : MASK);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * boxes */
+
+/* Tokens from `at` on, as the map counts; 64 channels in every `step` bytes, which the gate knows
+ * of. */
+NA_WORD void load_pieces(uint32_t to, uint32_t full, int bytes, int step, const na_tensor_map *map,
+                         int head, const int *at, int batch, int flat)
+{
+#pragma unroll
+    for (int piece = 0; piece * step < bytes; piece++)
+        na_box_load(to + piece * step, map, full, piece * NA_SM90_COLUMNS, head, at[2], at[1],
+                    flat ? batch : at[0]);
+}
+
+/* Where a warpgroup's residents lie. */
+NA_WORD void find_residents(const na_sm90_walk *p, const work_item *t, int group, int *at)
+{
+#pragma unroll
+    for (int a = 0; a < 3; a++)
+        at[a] = (t->first[a] + offset(a, group)) * p->axis[a].rule.dilation + t->residue[a] -
+                p->axis[a].origin;
 }

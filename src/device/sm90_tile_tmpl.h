@@ -7,6 +7,8 @@
 #define NA_PRODUCT_B 0
 #include "device/words/wgmma_tmpl.h"
 
+#include "device/sm90_mask_tmpl.h"
+
 NA_WORD void NA_JOIN(multiply_, NA_COLUMNS)(consumer *s, float *scores, int from)
 {
     uint32_t key = s->base + places().key + s->key.stage * places().key_bytes + from * 128;
@@ -16,7 +18,7 @@ NA_WORD void NA_JOIN(multiply_, NA_COLUMNS)(consumer *s, float *scores, int from
     na_product_fence();
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
-        uint64_t keys = na_matrix(key + k / 4 * (NA_KEYS * 128) + k % 4 * 32, 16);
+        uint64_t keys = na_matrix(key + k / 4 * (NA_VISITORS * 128) + k % 4 * 32, 16);
         uint32_t query = s->query + k / 4 * (NA_SM90_ROWS * 128) + k % 4 * 32;
         NA_JOIN(NA_JOIN(scores_, NA_COLUMNS), _shared)(scores, na_matrix(query, 16), keys, k > 0);
     }
@@ -25,60 +27,6 @@ NA_WORD void NA_JOIN(multiply_, NA_COLUMNS)(consumer *s, float *scores, int from
 #pragma unroll
     for (int i = 0; i < NA_COLUMNS / 2; i++)
         na_hold(&scores[i]);
-}
-
-/* Keeps the scores whose bits are set: bit n * step of word[c] is for column 8 n + column + c. */
-NA_WORD void NA_JOIN(keep_, NA_COLUMNS)(float *scores, int r, const uint32_t *word, int step)
-{
-#pragma unroll
-    for (int n = 0; n < NA_COLUMNS / 8; n++)
-#pragma unroll
-        for (int c = 0; c < 2; c++)
-            if (!(word[c] >> n * step & 1))
-                scores[4 * n + 2 * r + c] = -na_infinity();
-}
-
-/* Columns first..end - 1 of the part of the tile that is worked on. */
-NA_WORD void NA_JOIN(keep_range_, NA_COLUMNS)(const consumer *s, float *scores, int r, int first,
-                                              int end)
-{
-    uint32_t word[2];
-#pragma unroll
-    for (int c = 0; c < 2; c++)
-        word[c] =
-            range((first - s->column - c + 7) >> 3, (end - s->column - c + 7) >> 3, NA_COLUMNS / 8);
-    NA_JOIN(keep_, NA_COLUMNS)(scores, r, word, 1);
-}
-
-NA_WORD void NA_JOIN(mask_, NA_COLUMNS)(const na_sm90_forward *p, const consumer *s, float *scores,
-                                        const int *at, int from)
-{
-    const work_item *t = s->item;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int row = s->row + 8 * r;
-#if NA_POSITIONS
-        /* Rows of NA_TILE_2 keys: one, or two, for each 8 columns. */
-        int step = 8 / NA_TILE_2;
-        const uint32_t *table = s->table;
-        uint32_t rows = ~0u, word[2];
-        uint32_t keys = table[(NA_SUB_0 + NA_SUB_1 + place_of(row, 2)) * NA_POSITIONS + at[2]] >>
-                        (s->column & (NA_TILE_2 - 1));
-        if (MASKS_0)
-            rows = table[place_of(row, 0) * NA_POSITIONS + at[0]];
-        if (MASKS_1)
-            rows &= table[(NA_SUB_0 + place_of(row, 1)) * NA_POSITIONS + at[1]];
-        rows >>= from / NA_TILE_2 + s->column / NA_TILE_2;
-        word[0] = keys & 1 ? rows : 0;
-        word[1] = keys & 2 ? rows : 0;
-        NA_JOIN(keep_, NA_COLUMNS)(scores, r, word, step);
-#else
-        int query = t->first[2] + (NA_STACK == 2 ? s->group * NA_SUB_2 : 0) + place_of(row, 2);
-        na_window window = window_at(&p->axis[2], t->residue[2], na_min(query, t->end[2] - 1));
-        int first = window.first - at[2] - from;
-        NA_JOIN(keep_range_, NA_COLUMNS)(s, scores, r, first, first + window.count);
-#endif
-    }
 }
 
 /* Turns scores into weights, that is powers of two relative to the rows' reference maxima, and sums
@@ -132,7 +80,7 @@ NA_WORD void NA_JOIN(add_values_, NA_COLUMNS)(consumer *s, uint32_t *weights, in
     na_product_fence();
 #pragma unroll
     for (int k = 0; k < NA_COLUMNS / 16; k++)
-        outputs_registers(s->out, weights + 4 * k, na_matrix(value + k * 16 * 128, NA_KEYS * 128),
+        outputs_registers(s->out, weights + 4 * k, na_matrix(value + k * 16 * 128, NA_VISITORS * 128),
                           1);
     na_product_commit();
     na_product_wait();
@@ -155,9 +103,9 @@ NA_WORD void NA_JOIN(tile_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, c
     if (NA_EXTRA && kind & EXTRA) {
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            NA_JOIN(keep_range_, NA_COLUMNS)(s, scores, r, 0, at[2] - from);
-    } else if (kind >> s->group & MASK) {
-        NA_JOIN(mask_, NA_COLUMNS)(p, s, scores, at, from);
+            NA_JOIN(keep_range_, NA_COLUMNS)(&s->seat, scores, r, 0, at[2] - from);
+    } else if (kind >> s->seat.group & MASK) {
+        NA_JOIN(mask_, NA_COLUMNS)(&p->walk, &s->seat, scores, at, from);
     }
     NA_JOIN(weigh_, NA_COLUMNS)(p, s, scores);
 #pragma unroll
@@ -166,7 +114,7 @@ NA_WORD void NA_JOIN(tile_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, c
     na_gate_wait(gate(s->base, VALUE_FULL + s->value.stage), s->value.phase);
     NA_JOIN(add_values_, NA_COLUMNS)(s, weights, from);
     give_owed_value(s);
-    na_gate_arrive_if(gate(s->base, VALUE_EMPTY + s->value.stage), !s->lane);
+    na_gate_arrive_if(gate(s->base, VALUE_EMPTY + s->value.stage), !s->seat.lane);
 }
 
 #undef NA_COLUMNS

@@ -139,7 +139,8 @@ static inline void na_host_box_deliver(void *context)
     na_host_gate *gate = na_host_gate_at(box->gate);
     for (uint32_t i = 0; i < count; i++) {
         const char *from = na_host_box_source(box, i);
-        char *to = na_host_at(na_host_swizzle(box->to + i * size), size);
+        uint32_t place = box->to + i * size;
+        char *to = na_host_at(box->map.swizzle ? na_host_swizzle(place) : place, size);
         if (from)
             memcpy(to, from, size);
         else
@@ -155,8 +156,10 @@ NA_WORD void na_box_load(uint32_t to, const na_tensor_map *map, uint32_t gate, i
     na_host_box box = {.to = to, .gate = gate, .at = {c0, c1, c2, c3, c4}};
     memcpy(&box.map, map, sizeof box.map);
     uint32_t bytes = na_host_box_elements(&box.map) * box.map.element_bytes;
-    if (box.map.rank != 5 || box.map.swizzle != 3 || to % 1024)
-        na_host_fault("a box of five axes, swizzled, has to go to a multiple of 1024, not %u", to);
+    if (box.map.rank != 5 || (box.map.swizzle && box.map.swizzle != 3))
+        na_host_fault("no box of five axes, swizzled by 128 bytes or not at all");
+    if (to % (box.map.swizzle ? 1024 : 128))
+        na_host_fault("a box has to go to a multiple of 1024, or 128 without swizzle, not %u", to);
     memset(na_host_at(to, bytes), 0xff, bytes);
     na_host_later(na_host_box_deliver, &box, sizeof box);
 }
@@ -170,11 +173,17 @@ typedef struct na_host_step {
     int transposed, more;
 } na_host_step;
 
-/* What a thread has under way: products that are added up in one result. */
-static struct na_host_pending {
-    int fenced, steps, committed, columns;
+/* Products that are added up in one result. */
+typedef struct na_host_sum {
+    int steps, columns;
     float *result, before[128];
     na_host_step step[32];
+} na_host_sum;
+
+/* What a thread has under way: sums committed, oldest first, and the one that is being put together. */
+static struct na_host_pending {
+    int fenced, committed;
+    na_host_sum sum[3];
 } na_host_pending[1024];
 
 static inline float na_host_half(uint32_t address)
@@ -207,13 +216,19 @@ static inline void na_host_product(float *result, const uint32_t *registers, uin
     const na_host_step step = {a, b, registers, transposed, more};
     if (!w->fenced)
         na_host_fault("a product without a fence before it");
-    if (w->steps && (w->result != result || w->columns != columns || w->steps == 32))
+    if (w->committed == 2)
+        na_host_fault("three sums of products at once");
+    na_host_sum *sum = &w->sum[w->committed];
+    for (int i = 0; i < w->committed; i++)
+        if (w->sum[i].result == result)
+            na_host_fault("a result that is under way is added to");
+    if (sum->steps && (sum->result != result || sum->columns != columns || sum->steps == 32))
         na_host_fault("products of several results at once");
-    if (!w->steps)
-        memcpy(w->before, result, (size_t)columns / 2 * sizeof *result);
-    w->result = result;
-    w->columns = columns;
-    w->step[w->steps++] = step;
+    if (!sum->steps)
+        memcpy(sum->before, result, (size_t)columns / 2 * sizeof *result);
+    sum->result = result;
+    sum->columns = columns;
+    sum->step[sum->steps++] = step;
     memset(result, 0xff, (size_t)columns / 2 * sizeof *result);
 }
 
@@ -254,23 +269,35 @@ NA_WORD void na_product_fence(void) { na_host_pending[na_host_thread()].fenced =
 NA_WORD void na_product_commit(void)
 {
     struct na_host_pending *w = &na_host_pending[na_host_thread()];
-    w->committed = w->steps;
+    if (!w->sum[w->committed].steps)
+        na_host_fault("commits no products");
+    w->committed++;
+    w->fenced = 0;
 }
 
-NA_WORD void na_product_wait(void)
+/* Until `left` sums are under way. */
+static inline void na_host_product_wait(const char *word, int left)
 {
     struct na_host_pending *w = &na_host_pending[na_host_thread()];
     char none = 0;
-    na_host_exchange("na_product_wait", na_host_thread() & ~127, 128, &none, 1);
-    if (w->committed != w->steps)
+    na_host_exchange(word, na_host_thread() & ~127, 128, &none, 1);
+    if (w->sum[w->committed].steps)
         na_host_fault("waits for products that were not committed");
-    for (int i = 0; i < w->steps; i++)
-        na_host_multiply(&w->step[i], w->before, w->columns);
-    memcpy(w->result, w->before, (size_t)w->columns / 2 * sizeof *w->result);
-    w->fenced = w->steps = w->committed = 0;
+    while (w->committed > left) {
+        na_host_sum *sum = &w->sum[0];
+        for (int i = 0; i < sum->steps; i++)
+            na_host_multiply(&sum->step[i], sum->before, sum->columns);
+        memcpy(sum->result, sum->before, (size_t)sum->columns / 2 * sizeof *sum->result);
+        w->sum[0] = w->sum[1];
+        w->sum[1].steps = 0;
+        w->committed--;
+    }
     /* Nobody goes on while others still read. */
-    na_host_exchange("na_product_wait", na_host_thread() & ~127, 128, &none, 1);
+    na_host_exchange(word, na_host_thread() & ~127, 128, &none, 1);
 }
+
+NA_WORD void na_product_wait(void) { na_host_product_wait("na_product_wait", 0); }
+NA_WORD void na_product_wait_first(void) { na_host_product_wait("na_product_wait_first", 1); }
 
 NA_WORD void na_hold(float *value) { (void)value; }
 
@@ -320,6 +347,13 @@ NA_WORD uint32_t na_exchange_bits(uint32_t value, int mask)
 
 NA_WORD int na_uniform(int value) { return na_shuffle_int(value, 0); }
 NA_WORD int na_uniform_alone(int value) { return value; }
+
+NA_WORD void na_load_8_bytes(const float *from, float *to)
+{
+    if ((uintptr_t)from % 8)
+        na_host_fault("8 bytes are loaded from %p", (const void *)from);
+    memcpy(to, from, 8);
+}
 
 NA_WORD void na_store_16_bytes(void *to, const uint32_t *v)
 {

@@ -131,7 +131,7 @@ int nvrtcDestroyProgram(void **result)
 static int waits(const char *line)
 {
     return strstr(line, "_barrier(") || strstr(line, "_wait(") || strstr(line, "_fence(") ||
-           strstr(line, "_sync(");
+           strstr(line, "_wait_first(");
 }
 
 /* Blanks the statement of the n-th line that waits. Statements that wait are lines of their own. */

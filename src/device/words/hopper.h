@@ -84,7 +84,8 @@ NA_WORD int na_gate_test(uint32_t gate, uint32_t phase)
     return over;
 }
 
-/* Copies the box that begins at c0 (innermost)... c4 to `to`; its bytes count for the gate. */
+/* Copies the box that begins at c0 (innermost)... c4 to `to`, a multiple of 1024, or of 128 where
+ * the map does not swizzle; its bytes count for the gate. */
 NA_WORD void na_box_load(uint32_t to, const na_tensor_map *map, uint32_t gate, int c0, int c1,
                          int c2, int c3, int c4)
 {
@@ -107,8 +108,8 @@ NA_WORD void na_group_barrier(int name)
 #define NA_REGISTERS_LESS(count) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count))
 #define NA_REGISTERS_MORE(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count))
 
-/* Products: fence, any number of products, commit, wait; between fence and wait nothing else may
- * touch their results, which na_hold tells the compiler. */
+/* Products: fence, any number of products for one result, commit, wait; between fence and wait
+ * nothing else may touch their results, which na_hold tells the compiler. */
 NA_WORD void na_product_fence(void) { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 NA_WORD void na_product_commit(void)
 {
@@ -117,6 +118,11 @@ NA_WORD void na_product_commit(void)
 NA_WORD void na_product_wait(void)
 {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+/* For all but the products committed last. */
+NA_WORD void na_product_wait_first(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 }
 NA_WORD void na_hold(float *value) { asm volatile("" : "+f"(*value)::"memory"); }
 
@@ -163,6 +169,14 @@ NA_WORD uint32_t na_exchange_bits(uint32_t value, int mask)
 /* Tells the compiler that all lanes of the warp, or the one that is at work, hold this value. */
 NA_WORD int na_uniform(int value) { return __shfl_sync(~0u, value, 0); }
 NA_WORD int na_uniform_alone(int value) { return __shfl_sync(1u, value, 0); }
+
+/* Two numbers from an address that is a multiple of 8. */
+NA_WORD void na_load_8_bytes(const float *from, float *to)
+{
+    float2 v = *(const float2 *)from;
+    to[0] = v.x;
+    to[1] = v.y;
+}
 
 NA_WORD void na_store_16_bytes(void *to, const uint32_t *v)
 {

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT
+ * What the plans of the Hopper kernels share. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/problem.h"
+#include "cuda/driver.h"
+#include "cuda/sm90.h"
+
+enum { ALIGNMENT = 8, MOST_CHANNELS = 256, MOST_DILATION = 8 };
+
+/* ----------------------------------------------------------------------------------------------
+ * planning */
+
+natten_status na_sm90_device_of(natten_plan *plan, const na_device **device)
+{
+    natten_status status = na_device_of(plan, device);
+    if (status == NATTEN_OK && ((*device)->major != 9 || (*device)->minor != 0))
+        return na_refuse(plan, "%s has compute capability %d.%d, and 9.0 is needed",
+                         (*device)->name, (*device)->major, (*device)->minor);
+    return status;
+}
+
+/* Whether a tensor map can walk along an axis of so many elements. */
+static int is_walkable(int64_t stride, int64_t extent)
+{
+    return extent <= 1 || (stride > 0 && stride % ALIGNMENT == 0 && stride < (int64_t)1 << 38);
+}
+
+natten_status na_sm90_check_layout(natten_plan *plan, natten_role role, int is_walked)
+{
+    const natten_layout *layout = &plan->problem.layout[role];
+    na_shape shape = na_role_shape(&plan->problem, role);
+    int64_t strides[] = {layout->batch, layout->axis[0], layout->axis[1], layout->axis[2],
+                         layout->head};
+    int64_t extents[] = {shape.batch, shape.extent[0], shape.extent[1], shape.extent[2],
+                         shape.heads};
+    for (int i = 0; i < 5; i++)
+        if (is_walked ? !is_walkable(strides[i], extents[i])
+                      : extents[i] > 1 && strides[i] % ALIGNMENT)
+            return na_refuse(plan, "%s has a stride of %lld elements, and %s multiples of %d",
+                             na_role_name(role), (long long)strides[i],
+                             is_walked ? "only positive" : "only", ALIGNMENT);
+    return NATTEN_OK;
+}
+
+natten_status na_sm90_check_sizes(natten_plan *plan)
+{
+    const natten_problem *p = &plan->problem;
+    if (p->dtype != NATTEN_F16 && p->dtype != NATTEN_BF16)
+        return na_refuse(plan, "only float16 and bfloat16");
+    if (p->head_dim % 8 || p->value_dim % 8 || p->head_dim > MOST_CHANNELS ||
+        p->value_dim > MOST_CHANNELS)
+        return na_refuse(plan, "only multiples of 8 up to %d channels, not %lld and %lld",
+                         MOST_CHANNELS, (long long)p->head_dim, (long long)p->value_dim);
+    if (na_has(p, NATTEN_RPB))
+        return na_refuse(plan, "no relative position bias");
+    if (na_has(p, NATTEN_KEY_BIAS))
+        return na_refuse(plan, "no key bias");
+    if (p->dropout > 0)
+        return na_refuse(plan, "no dropout");
+    if (!(p->scale > 0) || isinf((float)p->scale))
+        return na_refuse(plan, "only positive scales, not %g", p->scale);
+    for (int a = 0; a < 3; a++)
+        if (p->axis[a].dilation > MOST_DILATION)
+            return na_refuse(plan, "axis %d has dilation %lld, and only up to %d", a,
+                             (long long)p->axis[a].dilation, MOST_DILATION);
+    return NATTEN_OK;
+}
+
+void na_sm90_special_tiles(const natten_problem *p, const na_sm90_config *c, na_special *special)
+{
+    static const char *const subs[] = {"NA_SUB_0", "NA_SUB_1", "NA_SUB_2"};
+    static const char *const tiles[] = {"NA_TILE_0", "NA_TILE_1", "NA_TILE_2"};
+    na_special_set(special, "NA_DTYPE", p->dtype);
+    na_special_set(special, "NA_DIM", p->head_dim);
+    na_special_set(special, "NA_VALUE_DIM", p->value_dim);
+    for (int a = 0; a < 3; a++) {
+        na_special_set(special, subs[a], c->sub[a]);
+        na_special_set(special, tiles[a], c->tile[a]);
+    }
+    na_special_set(special, "NA_PACK", c->pack);
+    na_special_set(special, "NA_GROUPS", c->groups);
+    na_special_set(special, "NA_STACK", c->stack);
+    na_special_set(special, "NA_VISITORS", na_sm90_visitors(c));
+    na_special_set(special, "NA_POSITIONS", c->positions);
+}
+
+int na_sm90_is_flat(const natten_problem *p)
+{
+    return p->axis[0].query_extent == 1 && p->axis[0].key_extent == 1;
+}
+
+int na_sm90_walk_of(const natten_problem *p, const na_sm90_config *c, int flat, na_sm90_walk *walk)
+{
+    int of_keys = c->what == NA_SM90_D_KEY;
+    double items = 1;
+    for (int a = 0; a < 3; a++) {
+        const natten_axis *from = &p->axis[a];
+        na_sm90_axis *axis = &walk->axis[a];
+        int step = c->sub[a] * (a == c->stack ? c->groups : 1);
+        axis->rule = na_axis_of(from);
+        axis->origin = (int)(of_keys ? from->key_origin : from->query_origin);
+        axis->extent = (int)(of_keys ? from->key_extent : from->query_extent);
+        axis->visitor_origin = (int)(of_keys ? from->query_origin : from->key_origin);
+        axis->visitor_extent = (int)(of_keys ? from->query_extent : from->key_extent);
+        int residents = (int)((axis->extent + from->dilation - 1) / from->dilation);
+        axis->tiles = (residents + step - 1) / step;
+        int slots = axis->tiles * axis->rule.dilation;
+        items *= a == 1 ? (slots + c->raster - 1) / c->raster * c->raster : slots;
+    }
+    walk->flat = flat;
+    walk->heads = (int)(of_keys ? p->kv_heads : p->heads / c->pack);
+    walk->share = (int)(p->heads / p->kv_heads) / c->pack;
+    items *= (double)walk->heads * (flat ? (double)p->batch : 1);
+    walk->items = items < 2e9 ? (int)items : 0;
+    walk->raster = c->raster;
+    walk->extra_tokens = (int)p->additional_tokens;
+    return walk->items > 0;
+}
+
+natten_status na_sm90_load(natten_plan *plan, const na_device *device, const na_special *special,
+                           const char *name, na_launch *launch)
+{
+    na_context context;
+    natten_status status = na_context_enter(device->index, &context);
+    if (status != NATTEN_OK)
+        return status;
+    status = na_jit_function(special, name, &launch->function);
+    if (status == NATTEN_OK)
+        status = na_launch_allow(device, launch->function, launch->shared_bytes);
+    na_context_leave(context);
+    return status == NATTEN_ERROR_UNSUPPORTED ? na_refuse(plan, "%s", natten_last_error()) : status;
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * tensor maps */
+
+enum { /* of the driver */
+       MAP_F16 = 6,
+       MAP_F32 = 7,
+       MAP_BF16 = 9,
+       MAP_SWIZZLE_NONE = 0,
+       MAP_SWIZZLE_128_BYTES = 3,
+       MAP_L2_128_BYTES = 2,
+       MAP_AXES = 5
+};
+
+/* Axes from the innermost. Axes of one element have any stride. */
+static natten_status make_map(na_tensor_map *map, int type, void *data,
+                              const int64_t extents[MAP_AXES], const int64_t strides[MAP_AXES],
+                              const int64_t boxes[MAP_AXES], const int64_t steps[MAP_AXES])
+{
+    const char *why;
+    const na_driver *cuda = na_driver_find(&why);
+    uint64_t extent[MAP_AXES], bytes[MAP_AXES];
+    uint32_t box[MAP_AXES], step[MAP_AXES];
+    for (int i = 0; i < MAP_AXES; i++) {
+        extent[i] = (uint64_t)extents[i];
+        bytes[i] = extents[i] > 1 ? (uint64_t)strides[i] * (type == MAP_F32 ? 4 : 2) : 16;
+        box[i] = (uint32_t)(boxes[i] * steps[i]);
+        step[i] = (uint32_t)steps[i];
+    }
+    int swizzle = type == MAP_F32 ? MAP_SWIZZLE_NONE : MAP_SWIZZLE_128_BYTES;
+    return na_driver_check(cuda->cuTensorMapEncodeTiled(map, type, MAP_AXES, data, extent,
+                                                        bytes + 1, box, step, 0, swizzle,
+                                                        MAP_L2_128_BYTES, 0),
+                           "cuTensorMapEncodeTiled");
+}
+
+static int type_of(const natten_problem *p) { return p->dtype == NATTEN_F16 ? MAP_F16 : MAP_BF16; }
+
+natten_status na_sm90_map(const natten_problem *p, const na_sm90_boxes *b, void *data,
+                          na_tensor_map *map)
+{
+    const natten_layout *layout = &p->layout[b->role];
+    na_shape shape = na_role_shape(p, b->role);
+    const int64_t extents[] = {shape.channels, shape.heads, shape.extent[2], shape.extent[1],
+                               b->flat ? shape.batch : shape.extent[0]};
+    const int64_t strides[] = {1, layout->head, layout->axis[2], layout->axis[1],
+                               b->flat ? layout->batch : layout->axis[0]};
+    const int64_t boxes[] = {NA_SM90_COLUMNS, b->heads, b->box[2], b->box[1],
+                             b->flat ? 1 : b->box[0]};
+    const int64_t steps[] = {1, 1, b->step[2], b->step[1], b->flat ? 1 : b->step[0]};
+    return make_map(map, type_of(p), data, extents, strides, boxes, steps);
+}
+
+natten_status na_sm90_map_extra(const natten_problem *p, natten_role role, void *data, int tokens,
+                                int flat, na_tensor_map *map)
+{
+    const natten_layout *layout = &p->layout[role];
+    na_shape shape = na_role_shape(p, role);
+    const int64_t extents[] = {shape.channels, shape.heads, p->additional_tokens, 1,
+                               flat ? shape.batch : 1};
+    const int64_t strides[] = {1, layout->head, layout->axis[0], 0, layout->batch};
+    const int64_t boxes[] = {NA_SM90_COLUMNS, 1, tokens, 1, 1};
+    const int64_t steps[] = {1, 1, 1, 1, 1};
+    return make_map(map, type_of(p), data, extents, strides, boxes, steps);
+}
+
+natten_status na_sm90_map_pairs(const natten_problem *p, const na_sm90_boxes *b, void *data,
+                                na_tensor_map *map)
+{
+    const int64_t n[] = {p->axis[0].query_extent, p->axis[1].query_extent, p->axis[2].query_extent};
+    const int64_t row = NA_SM90_PAIR * n[2], plane = row * n[1], head = plane * n[0];
+    const int64_t extents[] = {NA_SM90_PAIR, n[2], n[1], b->flat ? p->batch : n[0], p->heads};
+    const int64_t strides[] = {1, NA_SM90_PAIR, row, b->flat ? head * p->heads : plane, head};
+    const int64_t boxes[] = {NA_SM90_PAIR, b->box[2], b->box[1], b->flat ? 1 : b->box[0], 1};
+    const int64_t steps[] = {1, b->step[2], b->step[1], b->flat ? 1 : b->step[0], 1};
+    return make_map(map, MAP_F32, data, extents, strides, boxes, steps);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * running */
+
+void na_sm90_addresses(const natten_problem *p, const natten_run *run, int batch,
+                       char *data[NATTEN_ROLES])
+{
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        data[role] = (char *)run->data[role] +
+                     (run->data[role] ? batch * p->layout[role].batch *
+                                            (int64_t)na_dtype_size(na_role_dtype(p, role))
+                                      : 0);
+}
+
+int na_sm90_is_aligned(const natten_problem *p, const natten_run *run)
+{
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        if (na_has(p, role) && role != NATTEN_LSE && role != NATTEN_D_LSE &&
+            (uintptr_t)run->data[role] % 16)
+            return 0;
+    return 1;
+}
+
+natten_status na_sm90_run_unaligned(const natten_plan *plan, const natten_run *run)
+{
+    natten_plan other = {.problem = plan->problem};
+    natten_status status = na_cuda_reference_plan(&other);
+    if (status == NA_REFUSED)
+        return na_fail(NATTEN_ERROR_UNSUPPORTED, "%s", other.refusal);
+    if (status == NATTEN_OK)
+        status = other.run(&other, run);
+    free(other.state);
+    return status;
+}

@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: MIT
+ * The backward op on Hopper, in two kernels from this text; nothing is added by atomics, so results
+ * are the same bits every time. With p = 2^(s - lse) and ds = p (d_out . value - delta):
+ *   NA_SIDE 0: residents are queries, visitors keys     d_query = scale * sum of ds key
+ *   NA_SIDE 1: residents are keys, visitors queries     d_key = scale * sum of ds query
+ *                                                       d_value = sum of p d_out
+ * Blocks, items, boxes, notes and masks are those of sm90_forward.cu. Which queries visit a key is
+ * an interval along each axis (na_visitors_of), so that both kernels go the same way. Where heads
+ * of queries share keys, their visits follow each other in one item. Additional tokens visit
+ * queries last; their own gradients come from a launch in which they are the residents and every
+ * query visits, for which nothing has to be masked: what is loaded of queries past the end is 0,
+ * and so is what they give.
+ *
+ * Products of a step: s and d_out . value side by side, then the sums; at its end all is waited
+ * for. The two warpgroups overlap each other.
+ *
+ * Parameters: NA_DTYPE, NA_DIM, NA_VALUE_DIM, NA_SUB_0..2, NA_PACK (1 for keys), NA_GROUPS,
+ * NA_STACK, NA_TILE_0..2, NA_VISITORS their product, NA_POSITIONS, NA_EXTRA: as in sm90_forward.cu;
+ * NA_SIDE; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2; NA_MASKS, 0
+ * where every visitor meets every resident. */
+#include "device/sm90_backward.h"
+#include "device/words/hopper.h"
+
+#define NA_ARGUMENTS na_sm90_backward
+#define NA_HALF_VISITORS 0
+
+#define NA_PRODUCT scores
+#define NA_PRODUCT_N NA_VISITORS
+#define NA_PRODUCT_B 0
+#include "device/words/wgmma_tmpl.h"
+#define NA_PRODUCT sums
+#define NA_PRODUCT_N NA_DIM
+#define NA_PRODUCT_B 1
+#include "device/words/wgmma_tmpl.h"
+#define NA_PRODUCT value_sums
+#define NA_PRODUCT_N NA_VALUE_DIM
+#define NA_PRODUCT_B 1
+#include "device/words/wgmma_tmpl.h"
+
+#include "device/sm90_items.h"
+
+enum {
+    GIVES_SUMS = NA_GIVES & 1,        /* d_query or d_key */
+    GIVES_VALUE_SUMS = NA_GIVES >> 1, /* d_value */
+    SCORES = NA_VISITORS / 2,         /* held by a thread */
+    WEIGHTS = NA_VISITORS / 4         /* the same, two in a word */
+};
+
+enum {
+    RESIDENT_FULL = 0,
+    RESIDENT_EMPTY = RESIDENT_FULL + NA_GROUPS,
+    FIRST_FULL = RESIDENT_EMPTY + NA_GROUPS, /* what has NA_DIM channels, and pairs */
+    SECOND_FULL = FIRST_FULL + NA_STAGES,    /* what has NA_VALUE_DIM channels */
+    EMPTY = SECOND_FULL + NA_STAGES,
+    GATES = EMPTY + NA_STAGES
+};
+
+NA_WORD na_sm90_back_shared places(void)
+{
+    return na_sm90_back_shared_of(NA_SIDE, NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS, NA_STAGES,
+                                  TABLE_WORDS);
+}
+
+NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
+
+NA_WORD int *note_of(int stage)
+{
+    return (int *)((unsigned char *)na_shared() + places().note) + stage * NOTE_WORDS;
+}
+
+NA_WORD uint32_t resident_at(int group, int which)
+{
+    return places().resident +
+           group * (places().resident_bytes[0] + places().resident_bytes[1]) +
+           which * places().resident_bytes[0];
+}
+
+NA_WORD uint32_t visitor_at(int stage, int which)
+{
+    return places().visitor + stage * (places().visitor_bytes[0] + places().visitor_bytes[1]) +
+           which * places().visitor_bytes[0];
+}
+
+#include "device/sm90_produce_back.h"
+#include "device/sm90_rows.h"
+#include "device/sm90_tour.h"
+#define NA_COLUMNS NA_VISITORS
+#include "device/sm90_mask_tmpl.h"
+
+/* ----------------------------------------------------------------------------------------------
+ * the warpgroups that compute */
+
+typedef struct consumer {
+    seat seat;
+    uint32_t base;
+    ring stage;
+    uint32_t resident_phase;
+    float sums[NA_DIM / 2], value_sums[NA_VALUE_DIM / 2];
+    float lse[2], delta[2]; /* of the two rows, where they are queries */
+} consumer;
+
+NA_WORD void hold(float *values, int count)
+{
+#pragma unroll
+    for (int i = 0; i < count; i++)
+        na_hold(&values[i]);
+}
+
+/* Begins residents times visitors: of head_dim channels, or of value_dim. */
+NA_WORD void multiply(const consumer *s, float *result, int which, int channels)
+{
+    uint32_t resident = s->base + resident_at(s->seat.group, which);
+    uint32_t visitor = s->base + visitor_at(s->stage.stage, which);
+    hold(result, SCORES);
+    na_product_fence();
+#pragma unroll
+    for (int k = 0; k < (channels + 15) / 16; k++)
+        scores_shared(result, na_matrix(resident + k / 4 * (NA_SM90_ROWS * 128) + k % 4 * 32, 16),
+                      na_matrix(visitor + k / 4 * (NA_VISITORS * 128) + k % 4 * 32, 16), k > 0);
+    na_product_commit();
+}
+
+/* Begins to add weights times visitors of head_dim channels. */
+NA_WORD void add_sums(consumer *s, uint32_t *weights)
+{
+    uint32_t visitor = s->base + visitor_at(s->stage.stage, 0);
+    hold(s->sums, NA_DIM / 2);
+    na_product_fence();
+#pragma unroll
+    for (int k = 0; k < NA_VISITORS / 16; k++)
+        sums_registers(s->sums, weights + 4 * k,
+                       na_matrix(visitor + k * 16 * 128, NA_VISITORS * 128), 1);
+    na_product_commit();
+}
+
+NA_WORD void add_value_sums(consumer *s, uint32_t *weights)
+{
+    uint32_t visitor = s->base + visitor_at(s->stage.stage, 1);
+    hold(s->value_sums, NA_VALUE_DIM / 2);
+    na_product_fence();
+#pragma unroll
+    for (int k = 0; k < NA_VISITORS / 16; k++)
+        value_sums_registers(s->value_sums, weights + 4 * k,
+                             na_matrix(visitor + k * 16 * 128, NA_VISITORS * 128), 1);
+    na_product_commit();
+}
+
+NA_WORD void mask(const na_sm90_backward *p, const consumer *s, float *scores, const int *note,
+                  int kind)
+{
+    if (NA_EXTRA && kind & EXTRA) {
+        int count = note[2];
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            NA_JOIN(keep_range_, NA_VISITORS)(&s->seat, scores, r, 0, count);
+    } else if (NA_MASKS && kind >> s->seat.group & MASK) {
+        int at[3] = {note[0], note[1], note[2]};
+        NA_JOIN(mask_, NA_VISITORS)(&p->walk, &s->seat, scores, at, 0);
+    }
+}
+
+/* The pair of the two columns of 8 that this thread has: lse, then delta. */
+NA_WORD const float *pair_of(const consumer *s, int n)
+{
+    const float *pairs = (const float *)((const unsigned char *)na_shared() + places().pair +
+                                         s->stage.stage * places().pair_bytes);
+    return pairs + (8 * n + s->seat.column) * NA_SM90_PAIR;
+}
+
+/* Scores become weights p. */
+NA_WORD void weigh(const na_sm90_backward *p, const consumer *s, float *scores)
+{
+#pragma unroll
+    for (int n = 0; n < NA_VISITORS / 8; n++) {
+        float lse[2];
+        if (NA_SIDE)
+            na_load_8_bytes(pair_of(s, n), lse);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            scores[4 * n + i] = na_exp2(na_fma(scores[4 * n + i], p->scale_log2,
+                                               NA_SIDE ? -lse[i & 1] : -s->lse[i >> 1]));
+    }
+}
+
+/* Weights of d_query or d_key: ds. */
+NA_WORD void differentiate(const consumer *s, const float *weights, const float *d_weights,
+                           uint32_t *packed)
+{
+#pragma unroll
+    for (int n = 0; n < NA_VISITORS / 8; n++) {
+        float delta[2], d[4];
+        if (NA_SIDE)
+            na_load_8_bytes(pair_of(s, n) + 2, delta);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            d[i] = weights[4 * n + i] *
+                   (d_weights[4 * n + i] - (NA_SIDE ? delta[i & 1] : s->delta[i >> 1]));
+        packed[2 * n] = na_pack(d[0], d[1]);
+        packed[2 * n + 1] = na_pack(d[2], d[3]);
+    }
+}
+
+NA_WORD void give_stage(const consumer *s)
+{
+    na_gate_arrive_if(gate(s->base, EMPTY + s->stage.stage), !s->seat.lane);
+}
+
+/* One tile of visitors. */
+NA_WORD void step(const na_sm90_backward *p, consumer *s, const int *note, int kind)
+{
+    float scores[SCORES], d_weights[SCORES];
+    uint32_t weights[WEIGHTS], packed[WEIGHTS];
+    multiply(s, scores, 0, NA_DIM);
+    na_gate_wait(gate(s->base, SECOND_FULL + s->stage.stage), s->stage.phase);
+    if (GIVES_SUMS) {
+        multiply(s, d_weights, 1, NA_VALUE_DIM);
+        na_product_wait_first();
+    } else {
+        na_product_wait();
+    }
+    hold(scores, SCORES);
+    mask(p, s, scores, note, kind);
+    weigh(p, s, scores);
+    if (GIVES_VALUE_SUMS) {
+#pragma unroll
+        for (int i = 0; i < WEIGHTS; i++)
+            weights[i] = na_pack(scores[2 * i], scores[2 * i + 1]);
+    }
+    if (GIVES_SUMS) {
+        na_product_wait();
+        hold(d_weights, SCORES);
+    }
+    if (GIVES_VALUE_SUMS)
+        add_value_sums(s, weights);
+    if (GIVES_SUMS) {
+        differentiate(s, scores, d_weights, packed);
+        add_sums(s, packed);
+    }
+    na_product_wait();
+    if (GIVES_VALUE_SUMS)
+        hold(s->value_sums, NA_VALUE_DIM / 2);
+    if (GIVES_SUMS)
+        hold(s->sums, NA_DIM / 2);
+    give_stage(s);
+}
+
+/* The rows' own numbers, where they are queries. */
+NA_WORD void load_pairs(const na_sm90_backward *p, consumer *s)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const work_item *t = s->seat.item;
+        int row = s->seat.row + 8 * r, head = t->head * NA_PACK + row % NA_PACK, token[3];
+        int there = find_row(&p->walk, &s->seat, row, token);
+        int64_t line = (int64_t)t->batch * (p->walk.heads * NA_PACK) + head;
+#pragma unroll
+        for (int a = 0; a < 3; a++)
+            line = line * p->extent[a] + token[a];
+        s->lse[r] = there ? p->pair[line * NA_SM90_PAIR] : 0;
+        s->delta[r] = there ? p->pair[line * NA_SM90_PAIR + 2] : 0;
+    }
+}
+
+NA_WORD void begin_item(const na_sm90_backward *p, consumer *s)
+{
+    take_item(&p->walk, &s->seat, note_of(s->stage.stage));
+    if (NA_SIDE == 0)
+        load_pairs(p, s);
+#pragma unroll
+    for (int i = 0; i < NA_DIM / 2; i++)
+        s->sums[i] = 0;
+#pragma unroll
+    for (int i = 0; i < NA_VALUE_DIM / 2; i++)
+        s->value_sums[i] = 0;
+    na_gate_wait(gate(s->base, RESIDENT_FULL + s->seat.group), s->resident_phase);
+    s->resident_phase ^= 1;
+}
+
+NA_WORD void finish_item(const na_sm90_backward *p, consumer *s)
+{
+    const work_item *t = s->seat.item;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        int row = s->seat.row + 8 * r, head = t->head * NA_PACK + row % NA_PACK, token[3];
+        int there = find_row(&p->walk, &s->seat, row, token);
+        if (GIVES_SUMS)
+            store_row(&s->seat, s->sums, NA_DIM, r, p->scale,
+                      (uint16_t *)p->out[0] + offset_of(&p->layout[0], t->batch, token, head),
+                      there);
+        if (GIVES_VALUE_SUMS)
+            store_row(&s->seat, s->value_sums, NA_VALUE_DIM, r, 1,
+                      (uint16_t *)p->out[1] + offset_of(&p->layout[1], t->batch, token, head),
+                      there);
+    }
+}
+
+NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
+{
+    consumer s;
+    int kind;
+    take_seat(&s.seat, group, places().item, places().table);
+    s.base = base;
+    s.stage.stage = 0;
+    s.stage.phase = s.resident_phase = 0;
+    for (;;) {
+        na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
+        if (na_uniform(note_of(s.stage.stage)[NOTE_KIND]) & END)
+            break;
+        begin_item(p, &s);
+        do {
+            na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
+            const int *note = note_of(s.stage.stage);
+            kind = na_uniform(note[NOTE_KIND]);
+            if (kind >> group & SKIP) {
+                /* An arrival before all has come would count for the phase before. */
+                na_gate_wait(gate(base, SECOND_FULL + s.stage.stage), s.stage.phase);
+                give_stage(&s);
+            } else {
+                step(p, &s, note, kind);
+            }
+            next(&s.stage, NA_STAGES);
+        } while (!(kind & LAST));
+        na_gate_arrive_if(gate(base, RESIDENT_EMPTY + group), !s.seat.lane);
+        finish_item(p, &s);
+    }
+}
+
+NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1))
+{
+    uint32_t base = na_shared_address(na_shared());
+    int warpgroup = na_uniform(na_thread() >> 7);
+    if (na_thread() == 0) {
+        for (int i = 0; i < GATES; i++)
+            na_gate_init(gate(base, i), i >= EMPTY ? ARRIVALS
+                                        : i >= RESIDENT_EMPTY && i < FIRST_FULL ? 4
+                                                                                : 1);
+        na_fence_async();
+    }
+    na_barrier();
+    if (warpgroup == 0) {
+        NA_REGISTERS_LESS(32);
+        if (na_thread() == 0)
+            produce(&p, base);
+    } else {
+        NA_REGISTERS_MORE(240);
+        consume(&p, base, warpgroup - 1);
+    }
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT
+ * What the kernels of sm90_backward.cu and sm90_delta.cu are called with, and where things lie in
+ * shared memory. */
+#ifndef NATTEN_DEVICE_SM90_BACKWARD_H
+#define NATTEN_DEVICE_SM90_BACKWARD_H
+
+#include "device/sm90_walk.h"
+
+/* Numbers about a query, [batch, head, axis 0, 1, 2]: lse (of powers of two) and delta, each of the
+ * query and of the next one along axis 2 in its dilation group: lse, lse, delta, delta. Boxes begin
+ * at multiples of 16 bytes, and neighbours are wanted together. */
+enum { NA_SM90_PAIR = 4 };
+
+typedef struct na_sm90_delta {
+    const uint16_t *out, *d_out;
+    const float *lse, *d_lse; /* d_lse may be NULL */
+    float *pairs;
+    natten_layout out_layout, d_out_layout, lse_layout, d_lse_layout;
+    int extent[3], heads, step; /* of queries; step: dilation of axis 2 */
+    int rows;                   /* batch * heads * tokens */
+} na_sm90_delta;
+
+typedef struct na_sm90_backward {
+    /* Axes as of na_sm90_forward. First what has head_dim channels, then value_dim: queries and
+     * d_out, keys and values. */
+    na_tensor_map resident[2], visitor[2], extra[2];
+    na_tensor_map pairs;
+    na_sm90_walk walk;
+    const float *pair;   /* where residents are queries: the pairs themselves, of this batch */
+    void *out[2];        /* d_query; or d_key, d_value */
+    natten_layout layout[2];
+    int extent[3]; /* of queries */
+    float scale, scale_log2;
+} na_sm90_backward;
+
+/* Offsets in bytes. */
+typedef struct na_sm90_back_shared {
+    int resident_bytes[2], visitor_bytes[2], pair_bytes; /* of one warpgroup, of one stage */
+    int resident, visitor, pair, note, gate, item, table, bytes;
+} na_sm90_back_shared;
+
+NA_INLINE na_sm90_back_shared na_sm90_back_shared_of(int side, int groups, int dim, int value_dim,
+                                                     int visitors, int stages, int table_words)
+{
+    na_sm90_back_shared at;
+    at.resident_bytes[0] = na_sm90_bytes(NA_SM90_ROWS, dim);
+    at.resident_bytes[1] = na_sm90_bytes(NA_SM90_ROWS, value_dim);
+    at.visitor_bytes[0] = na_sm90_bytes(visitors, dim);
+    at.visitor_bytes[1] = na_sm90_bytes(visitors, value_dim);
+    at.pair_bytes = side ? visitors * NA_SM90_PAIR * 4 : 0;
+    at.resident = 0;
+    at.visitor = groups * (at.resident_bytes[0] + at.resident_bytes[1]);
+    at.pair = at.visitor + stages * (at.visitor_bytes[0] + at.visitor_bytes[1]);
+    at.note = at.pair + stages * at.pair_bytes;
+    at.gate = at.note + stages * NA_SM90_NOTE_BYTES;
+    at.item = at.gate + 8 * (2 * groups + 3 * stages);
+    at.table = at.item + groups * NA_SM90_ITEM_WORDS * 4;
+    at.bytes = at.table + groups * table_words * 4;
+    return at;
+}
+
+#endif

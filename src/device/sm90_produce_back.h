@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT
+ * The thread of sm90_backward.cu that loads. */
+typedef struct producer {
+    uint32_t base;
+    ring stage;
+    uint32_t resident_phase;
+    int visit;
+    work_item item;
+} producer;
+
+NA_WORD void put_residents(const na_sm90_backward *p, producer *s)
+{
+    const work_item *t = &s->item;
+#pragma unroll 1
+    for (int g = 0; g < NA_GROUPS; g++) {
+        uint32_t full = gate(s->base, RESIDENT_FULL + g), to = s->base + resident_at(g, 0);
+        int at[3];
+        find_residents(&p->walk, t, g, at);
+        na_gate_wait(gate(s->base, RESIDENT_EMPTY + g), s->resident_phase ^ 1);
+        na_gate_arrive_expect(full, places().resident_bytes[0] + places().resident_bytes[1]);
+        load_pieces(to, full, places().resident_bytes[0], NA_SM90_ROWS * 128, &p->resident[0],
+                    t->head * NA_PACK, at, t->batch, p->walk.flat);
+        load_pieces(to + places().resident_bytes[0], full, places().resident_bytes[1],
+                    NA_SM90_ROWS * 128, &p->resident[1], t->head * NA_PACK, at, t->batch,
+                    p->walk.flat);
+    }
+    s->resident_phase ^= 1;
+}
+
+/* Loads a tile of visitors; after the first one of an item its residents, of which the first tile
+ * of the item before may still be in use. */
+NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, const int *at,
+                      int extra, int is_first)
+{
+    int stage = s->stage.stage, *to = note_of(stage);
+    int head = NA_SIDE ? s->item.head * p->walk.share + s->visit : s->item.head / p->walk.share;
+    int flat = p->walk.flat || extra, batch = s->item.batch;
+    uint32_t first_full = gate(s->base, FIRST_FULL + stage);
+    uint32_t second_full = gate(s->base, SECOND_FULL + stage);
+    uint32_t room = s->base + visitor_at(stage, 0);
+    na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
+#pragma unroll
+    for (int i = 0; i < NOTE_ITEM; i++)
+        to[i] = note[i];
+    if (is_first)
+        *(work_item *)(to + NOTE_ITEM) = s->item;
+    na_gate_arrive_expect(first_full, places().visitor_bytes[0] + places().pair_bytes);
+    load_pieces(room, first_full, places().visitor_bytes[0], NA_VISITORS * 128,
+                extra ? &p->extra[0] : &p->visitor[0], head, at, batch, flat);
+    if (NA_SIDE)
+        na_box_load(s->base + places().pair + stage * places().pair_bytes, &p->pairs, first_full, 0,
+                    at[2], at[1], flat ? batch : at[0], head);
+    na_gate_arrive_expect(second_full, places().visitor_bytes[1]);
+    load_pieces(room + places().visitor_bytes[0], second_full, places().visitor_bytes[1],
+                NA_VISITORS * 128, extra ? &p->extra[1] : &p->visitor[1], head, at, batch, flat);
+    if (is_first)
+        put_residents(p, s);
+    next(&s->stage, NA_STAGES);
+}
+
+NA_WORD void start_producer(producer *s, uint32_t base)
+{
+    s->base = base;
+    s->stage.stage = 0;
+    s->stage.phase = s->resident_phase = 0;
+}
+
+NA_WORD void start_item(producer *s) { s->visit = 0; }
+NA_WORD void end_item(const na_sm90_backward *p, producer *s) { (void)p, (void)s; }
+
+NA_WORD void put_end(producer *s)
+{
+    int stage = s->stage.stage;
+    na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
+    note_of(stage)[NOTE_KIND] = END;
+    na_gate_arrive(gate(s->base, FIRST_FULL + stage));
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT
+ * What the computing warpgroups of the Hopper kernels share (parameters: those of sm90_items.h):
+ * where a thread sits, which visitors its rows have, how rows are stored. */
+
+/* A thread holds two rows of its warpgroup's 64, `row` and row + 8, and of every 8 columns two,
+ * from `column` on: accumulator 4 n + 2 r + c is row + 8 r, column 8 n + column + c. */
+typedef struct seat {
+    int group, lane, row, column;
+    const work_item *item;
+    uint32_t *table;
+} seat;
+
+NA_WORD void take_seat(seat *s, int group, int item_place, int table_place)
+{
+    int thread = na_thread() & 127;
+    unsigned char *shared = (unsigned char *)na_shared();
+    s->group = group;
+    s->lane = thread & 31;
+    s->row = (thread >> 5) * 16 + (s->lane >> 2);
+    s->column = (s->lane & 3) * 2;
+    s->item = (const work_item *)(shared + item_place + group * NA_SM90_ITEM_WORDS * 4);
+    s->table = (uint32_t *)(shared + table_place) + group * TABLE_WORDS;
+}
+
+NA_WORD uint32_t range(int from, int to, int limit)
+{
+    from = na_min(na_max(from, 0), limit);
+    to = na_min(na_max(to, 0), limit);
+    return na_bits(from, to - from);
+}
+
+/* `times` copies of a word's lower `width` bits. */
+NA_WORD uint32_t repeat(uint32_t word, int width, int times)
+{
+    uint32_t ones = 0;
+#pragma unroll
+    for (int i = 0; i < times; i++)
+        ones |= 1u << i * width;
+    return word * ones;
+}
+
+/* A word of the mask table: for a resident's place along one axis and a tile's place along it, which
+ * visitors the resident has. Bits are rows of NA_TILE_2 tokens; for axis 2 tokens of a row. */
+NA_WORD uint32_t table_word(const na_sm90_walk *p, const work_item *t, int a, int resident,
+                            int position)
+{
+    const na_sm90_axis *axis = &p->axis[a];
+    if (resident >= t->end[a])
+        return 0;
+    na_window window = visitors_at(axis, t->residue[a], resident);
+    int start = visitors_at(axis, t->residue[a], t->first[a]).first + position * tile(a);
+    int from = window.first - start, to = from + window.count;
+    if (a == 0)
+        return range(from * NA_TILE_1, to * NA_TILE_1, NA_TILE_0 * NA_TILE_1);
+    if (a == 1)
+        return repeat(range(from, to, NA_TILE_1), NA_TILE_1, NA_TILE_0);
+    return range(from, to, NA_TILE_2);
+}
+
+NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t, int thread)
+{
+    for (int e = thread; e < TABLE_WORDS; e += 128) {
+        int place = e / (NA_POSITIONS + !NA_POSITIONS),
+            position = e % (NA_POSITIONS + !NA_POSITIONS);
+        int a = place < NA_SUB_0 ? 0 : place < NA_SUB_0 + NA_SUB_1 ? 1 : 2;
+        place -= a == 0 ? 0 : a == 1 ? NA_SUB_0 : NA_SUB_0 + NA_SUB_1;
+        int resident = t->first[a] + offset(a, s->group) + place;
+        s->table[e] = table_word(p, t, a, resident, position);
+    }
+}
+
+/* Where row `row` of the warpgroup lies along an axis, from the warpgroup's first resident. */
+NA_WORD int place_of(int row, int axis)
+{
+    int token = row / NA_PACK;
+    return axis == 2   ? token % NA_SUB_2
+           : axis == 1 ? token / NA_SUB_2 % NA_SUB_1
+                       : token / (NA_SUB_2 * NA_SUB_1);
+}
+
+/* The item that comes with a note: a warpgroup keeps a copy, and makes its table. */
+NA_WORD void take_item(const na_sm90_walk *p, seat *s, const int *note)
+{
+    int thread = na_thread() & 127;
+    na_group_barrier(1 + s->group); /* nobody is at the item before any more */
+    if (thread < NA_SM90_ITEM_WORDS)
+        ((int *)s->item)[thread] = note[NOTE_ITEM + thread];
+    fill_table(p, s, (const work_item *)(note + NOTE_ITEM), thread);
+    na_group_barrier(1 + s->group);
+}
+
+/* Whether the row is one of a resident that is there, and that's token, as the map counts. */
+NA_WORD int find_row(const na_sm90_walk *p, const seat *s, int row, int *token)
+{
+    const work_item *t = s->item;
+    int there = 1;
+#pragma unroll
+    for (int a = 0; a < 3; a++) {
+        int place = t->first[a] + offset(a, s->group) + place_of(row, a);
+        token[a] = place * p->axis[a].rule.dilation + t->residue[a] - p->axis[a].origin;
+        there &= place < t->end[a];
+    }
+    return there;
+}
+
+NA_WORD int64_t offset_of(const natten_layout *layout, int batch, const int *token, int head)
+{
+    return batch * layout->batch + token[0] * layout->axis[0] + token[1] * layout->axis[1] +
+           token[2] * layout->axis[2] + head * layout->head;
+}
+
+/* Four lanes hold 8 columns of each of four pieces of a row; after it each lane holds 8 columns. */
+NA_WORD void exchange_in_quad(uint32_t *v, int lane)
+{
+    uint32_t a = na_exchange_bits(lane & 1 ? v[0] : v[1], 1);
+    uint32_t b = na_exchange_bits(lane & 1 ? v[2] : v[3], 1);
+    v[0] = lane & 1 ? a : v[0];
+    v[1] = lane & 1 ? v[1] : a;
+    v[2] = lane & 1 ? b : v[2];
+    v[3] = lane & 1 ? v[3] : b;
+    a = na_exchange_bits(lane & 2 ? v[0] : v[2], 2);
+    b = na_exchange_bits(lane & 2 ? v[1] : v[3], 2);
+    v[0] = lane & 2 ? a : v[0];
+    v[2] = lane & 2 ? v[2] : a;
+    v[1] = lane & 2 ? b : v[1];
+    v[3] = lane & 2 ? v[3] : b;
+}
+
+/* Stores row r of an accumulator: 16 bytes a lane while there are 32 channels, then 4. */
+NA_WORD void store_row(const seat *s, const float *sums, int channels, int r, float factor,
+                       uint16_t *to, int there)
+{
+#pragma unroll
+    for (int i = 0; i < channels / 32; i++) {
+        uint32_t v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            v[j] = na_pack(sums[16 * i + 4 * j + 2 * r] * factor,
+                           sums[16 * i + 4 * j + 2 * r + 1] * factor);
+        exchange_in_quad(v, s->lane);
+        if (there)
+            na_store_16_bytes(to + 32 * i + 8 * (s->lane & 3), v);
+    }
+#pragma unroll
+    for (int n = channels / 32 * 4; n < channels / 8; n++)
+        if (there)
+            *(uint32_t *)(to + 8 * n + s->column) =
+                na_pack(sums[4 * n + 2 * r] * factor, sums[4 * n + 2 * r + 1] * factor);
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT
+ * The loading thread's tour: for each work item, past all tiles of visitors.
+ *
+ * Parameters: those of sm90_items.h; NA_ARGUMENTS, the kernel's; NA_EXTRA, there are additional
+ * tokens. Given before: producer, with `item`, and `visit`, which head of queries visits; and
+ *   start_producer, start_item, end_item
+ *   put_tile(p, s, note, at, extra, is_first): loads a tile, whose note is written with it
+ *   put_end(s): writes a note that says END */
+NA_WORD int kind_along(const span spans[3][NA_GROUPS], int axis, int first)
+{
+    int kind = 0;
+#pragma unroll
+    for (int g = 0; g < NA_GROUPS; g++)
+        kind |= classify(&spans[axis][g], first, tile(axis),
+                         NA_HALF_VISITORS != 0 && axis == HALVES_AXIS)
+                << g;
+    return kind;
+}
+
+/* Additional tokens: masked only past their end, and left out where a warpgroup has no residents.
+ */
+NA_WORD void put_extra(const NA_ARGUMENTS *p, producer *s)
+{
+    int idle = 0;
+#pragma unroll
+    for (int g = 0; g < NA_GROUPS; g++)
+        idle |= s->item.first[NA_STACK] + offset(NA_STACK, g) >= s->item.end[NA_STACK] ? SKIP << g
+                                                                                       : 0;
+    for (int token = 0; token < p->walk.extra_tokens; token += NA_VISITORS) {
+        int left = p->walk.extra_tokens - token, at[3] = {0, 0, token};
+        int note[4] = {0, 0, na_min(left, NA_VISITORS), EXTRA | idle};
+        if (left <= NA_VISITORS)
+            note[NOTE_KIND] |= LAST;
+        put_tile(p, s, note, at, 1, 0);
+    }
+}
+
+/* Where tiles begin along each axis, and how many there are. */
+NA_WORD void find_tiles(const NA_ARGUMENTS *p, const work_item *t, span spans[3][NA_GROUPS],
+                        int *start, int *tiles)
+{
+#pragma unroll
+    for (int a = 0; a < 3; a++) {
+        int end = 0;
+#pragma unroll
+        for (int g = 0; g < NA_GROUPS; g++) {
+            spans[a][g] = span_of(&p->walk.axis[a], t, a, g);
+            end = na_max(end, spans[a][g].end);
+        }
+        start[a] = spans[a][0].first;
+        tiles[a] = (end - start[a] + tile(a) - 1) / tile(a);
+        if (NA_SIDE) /* keys may have no visitors; but there has to be a tile to end with */
+            tiles[a] = na_max(tiles[a], 1);
+    }
+}
+
+/* All tiles of visitors of one head. */
+NA_WORD void put_tiles(const NA_ARGUMENTS *p, producer *s, const span spans[3][NA_GROUPS],
+                       const int *start, const int *tiles, int is_first, int is_last)
+{
+    int j[3], note[4], at[3], kind[3];
+#pragma unroll 1
+    for (j[OUTER] = 0; j[OUTER] < tiles[OUTER]; j[OUTER]++) {
+        kind[0] = kind_along(spans, OUTER, start[OUTER] + j[OUTER] * tile(OUTER));
+#pragma unroll 1
+        for (j[MIDDLE] = 0; j[MIDDLE] < tiles[MIDDLE]; j[MIDDLE]++) {
+            kind[1] = kind[0] | kind_along(spans, MIDDLE, start[MIDDLE] + j[MIDDLE] * tile(MIDDLE));
+#pragma unroll 1
+            for (j[INNER] = 0; j[INNER] < tiles[INNER]; j[INNER]++) {
+                kind[2] = kind[1] | kind_along(spans, INNER, start[INNER] + j[INNER] * tile(INNER));
+                int last = j[OUTER] == tiles[OUTER] - 1 && j[MIDDLE] == tiles[MIDDLE] - 1 &&
+                           j[INNER] == tiles[INNER] - 1 && is_last;
+#pragma unroll
+                for (int a = 0; a < 3; a++) {
+                    const na_sm90_axis *axis = &p->walk.axis[a];
+                    int first = start[a] + j[a] * tile(a);
+                    note[a] = NA_POSITIONS ? j[a] : first;
+                    at[a] =
+                        first * axis->rule.dilation + s->item.residue[a] - axis->visitor_origin;
+                }
+                note[NOTE_KIND] = kind[2] | (last ? LAST : 0);
+                put_tile(p, s, note, at, 0, is_first);
+                is_first = 0;
+            }
+        }
+    }
+}
+
+NA_WORD void produce_item(const NA_ARGUMENTS *p, producer *s)
+{
+    span spans[3][NA_GROUPS];
+    int start[3], tiles[3];
+    start_item(s);
+    find_tiles(p, &s->item, spans, start, tiles);
+#if NA_SIDE
+#pragma unroll 1
+    for (s->visit = 0; s->visit < p->walk.share; s->visit++)
+        put_tiles(p, s, spans, start, tiles, s->visit == 0, s->visit == p->walk.share - 1);
+#else
+    put_tiles(p, s, spans, start, tiles, 1, !NA_EXTRA);
+#endif
+    if (NA_EXTRA)
+        put_extra(p, s);
+    end_item(p, s);
+}
+
+NA_WORD void produce(const NA_ARGUMENTS *p, uint32_t base)
+{
+    const na_sm90_walk *walk = &p->walk;
+    producer s;
+    int w = (int)na_block();
+    start_producer(&s, base);
+    while ((w = na_uniform_alone(w)) < walk->items) {
+        int following =
+            walk->counter ? na_count_up(walk->counter) + (int)na_blocks() : walk->items;
+        if (find_item(walk, w, &s.item))
+            produce_item(p, &s);
+        w = following;
+    }
+    put_end(&s);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT
+ * What the forward and the backward kernels of Hopper are called with alike. A block works on
+ * **residents**, boxes of tokens that stay; tiles of **visitors**, the tokens that attend to them
+ * or are attended to, stream past. Residents are queries and visitors keys, or the other way
+ * round. */
+#ifndef NATTEN_DEVICE_SM90_WALK_H
+#define NATTEN_DEVICE_SM90_WALK_H
+
+#include "core/window.h"
+#include "device/words/tensor_map.h"
+#include "natten.h"
+
+enum {
+    NA_SM90_ROWS = 64,       /* of the tile of residents that a warpgroup works on */
+    NA_SM90_COLUMNS = 64,    /* of a piece of a tile: 128 bytes, as wide as boxes get */
+    NA_SM90_NOTE_BYTES = 64, /* what the producer writes about a tile of visitors */
+    NA_SM90_ITEM_WORDS = 12  /* of a note, and of a warpgroup's own copy */
+};
+
+typedef struct na_sm90_axis {
+    na_axis rule; /* of the whole axis */
+    int origin, extent; /* of residents */
+    int visitor_origin, visitor_extent;
+    int tiles; /* tiles of residents of one dilation group, at most */
+} na_sm90_axis;
+
+typedef struct na_sm90_walk {
+    na_sm90_axis axis[3];
+    int *counter; /* 0 at launch; NULL where every block has one item at most */
+    int flat;     /* the outermost axis of boxes is the batch, not axis 0 */
+    int heads;    /* of residents, divided by those packed into a tile */
+    int share;    /* how many heads of queries, divided so, share a head of keys */
+    int items, raster; /* work items, and how many tiles of axis 1 follow each other */
+    int extra_tokens;  /* additional tokens, which visit like keys */
+} na_sm90_walk;
+
+/* Bytes of so many tokens' channels in shared memory. */
+NA_INLINE int na_sm90_bytes(int tokens, int channels)
+{
+    return tokens * 128 * ((channels + NA_SM90_COLUMNS - 1) / NA_SM90_COLUMNS);
+}
+
+#endif
