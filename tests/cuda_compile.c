@@ -93,32 +93,60 @@ static void add_reference(const char *arch)
         }
 }
 
-/* What the planner chooses on an H100 for the problems of a file. At launch a thread of the block
- * must have 65536 registers divided by their number, as the loading warpgroup then gives most of
- * its own away, and the others wait for them. It has too few to walk over the tiles without
- * spilling, which nobody waits for; so spills are bounded, not forbidden. */
-static int add_hopper(const char *path)
+/* At launch a thread of a Hopper block must have 65536 registers divided by their number, as the
+ * loading warpgroup then gives most of its own away, and the others wait for them. It has too few
+ * to walk over the tiles without spilling, which nobody waits for; so spills are bounded, not
+ * forbidden. */
+static void add_special(const na_special *special)
+{
+    int groups = 0;
+    for (int i = 0; i < NA_MACROS; i++)
+        if (!strcmp(special->macros[i].name, "NA_GROUPS"))
+            groups = (int)special->macros[i].value;
+    if (groups)
+        add(special, 65536 / (128 * (groups + 1)) / 8 * 8, 700, 1);
+    else
+        add(special, 255, 0, 0);
+}
+
+/* What the planner chooses on an H100 for a problem. */
+static int add_problem(const test_problem *parsed, natten_op op)
 {
     const na_device h100 = {.major = 9, .multiprocessors = 132, .shared_memory = 232448};
+    na_sm90_config config = {0};
+    na_special specials[NA_SM90_BACKWARD_TEXTS];
+    natten_plan plan = {0};
+    int found = 0;
+    if (!problem_of_op(parsed, op, &plan.problem) ||
+        na_problem_check(&plan.problem, &plan.problem) != NATTEN_OK)
+        return 0;
+    if (op == NATTEN_BACKWARD) {
+        found = na_sm90_backward_specials(&plan.problem, &h100, specials);
+    } else if (na_sm90_config_choose(&plan.problem, &h100, NA_SM90_FORWARD, &config)) {
+        na_sm90_special(&plan.problem, &config, &specials[0]);
+        found = 1;
+    }
+    for (int i = 0; i < found; i++)
+        add_special(&specials[i]);
+    return found;
+}
+
+/* For all problems of a file, forward and backward. */
+static int add_hopper(const char *path)
+{
     char line[256];
     FILE *file = fopen(path, "r");
     while (file && fgets(line, sizeof line, file)) {
         test_problem parsed;
-        na_sm90_config config;
-        natten_plan plan = {0};
-        na_special special;
         line[strcspn(line, "\n")] = 0;
         if (!*line || *line == '#')
             continue;
         const char *wrong = problem_parse(line, &parsed);
-        if (wrong || !problem_of_op(&parsed, NATTEN_FORWARD, &plan.problem) ||
-            na_problem_check(&plan.problem, &plan.problem) != NATTEN_OK ||
-            !na_sm90_config_choose(&plan.problem, &h100, NA_SM90_FORWARD, &config)) {
+        if (wrong || !add_problem(&parsed, NATTEN_FORWARD) ||
+            !add_problem(&parsed, NATTEN_BACKWARD)) {
             printf("FAIL %s: %s\n", line, wrong ? wrong : natten_last_error());
             return 0;
         }
-        na_sm90_special(&plan.problem, &config, &special);
-        add(&special, 65536 / (128 * (config.groups + 1)) / 8 * 8, 700, 1);
     }
     return file && !fclose(file);
 }

@@ -53,8 +53,8 @@ NA_INLINE int na_first_from(na_axis axis, int group, int from)
     int reach = axis.causal ? axis.window - 1 : axis.window / 2;
     if (from > group - axis.window)
         return 1 << 30;
-    return from <= 0 ? 0 : na_max(from + reach - lead + axis.stride - 1, 0) / axis.stride *
-                               axis.stride;
+    return from <= 0 ? 0
+                     : na_max(from + reach - lead + axis.stride - 1, 0) / axis.stride * axis.stride;
 }
 
 /* The other way round: which of the queries at places begin..end - 1 of the whole axis attend to
@@ -65,7 +65,8 @@ NA_INLINE na_window na_visitors_of(na_axis axis, int key, int begin, int end)
     int residue = key % axis.dilation;
     int place = key / axis.dilation, round = axis.dilation - 1 - residue;
     int group = (axis.extent + round) / axis.dilation;
-    int from = na_max(begin + round, 0) / axis.dilation, to = na_max(end + round, 0) / axis.dilation;
+    int from = na_max(begin + round, 0) / axis.dilation,
+        to = na_max(end + round, 0) / axis.dilation;
     int low = axis.causal ? place : na_first_from(axis, group, place - axis.window + 1);
     int high = na_first_from(axis, group, place + 1);
     low = na_min(na_max(low, from), to);

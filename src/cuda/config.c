@@ -236,9 +236,8 @@ static void judge(planner *s, na_sm90_config *c)
     c->positions = c->tile[2] <= 8 ? 1 << log_of(na_max(positions, 4)) : 0;
     c->waste = pairs / (s->useful * c->pack);
     c->masked = 1 - inner / cells;
-    double products =
-        pairs * heads * 2 * channels_of(p, c) * (1 + 0.06 * c->masked) /
-        (raw_rate(c, channels / 2) * 1e12);
+    double products = pairs * heads * 2 * channels_of(p, c) * (1 + 0.06 * c->masked) /
+                      (raw_rate(c, channels / 2) * 1e12);
     double traffic = loads * visitors * channels * 2 * heads / l2_bytes_per_second;
     double rounds = items * blocks / s->device->multiprocessors;
     /* Warpgroups side by side along the axis that tiles walk along first wait less for each other:
@@ -314,8 +313,8 @@ static int prepare(planner *s, const natten_problem *problem, const na_device *d
     return s->useful > 0 && problem->batch > 0;
 }
 
-int na_sm90_config_choose(const natten_problem *problem, const na_device *device,
-                          na_sm90_what what, na_sm90_config *config)
+int na_sm90_config_choose(const natten_problem *problem, const na_device *device, na_sm90_what what,
+                          na_sm90_config *config)
 {
     planner *s = calloc(1, sizeof *s);
     na_sm90_config c = {.what = what, .gives = config->gives}, best = {0};

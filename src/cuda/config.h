@@ -38,8 +38,8 @@ static inline int na_sm90_visitors(const na_sm90_config *config)
 
 /* Chooses for a checked problem whose channels are multiples of 8. Of D_KEY, `config->gives` says
  * beforehand what is wanted. 0: nothing fits. */
-int na_sm90_config_choose(const natten_problem *problem, const na_device *device,
-                          na_sm90_what what, na_sm90_config *config);
+int na_sm90_config_choose(const natten_problem *problem, const na_device *device, na_sm90_what what,
+                          na_sm90_config *config);
 
 /* Fills in what follows from the tiles (stages, positions, bytes, expectations) or returns 0 if
  * they do not fit. For tests and measurements of tiles that the planner would not choose. */

@@ -131,8 +131,8 @@ static natten_status run_batch(const natten_plan *plan, const natten_run *run, i
     if (status == NATTEN_OK)
         status = map_tokens(plan, NATTEN_VALUE, data[NATTEN_VALUE], c->tile, 1, &arguments.value);
     if (status == NATTEN_OK && p->additional_tokens)
-        status = na_sm90_map_extra(p, NATTEN_ADDITIONAL_KEY, data[NATTEN_ADDITIONAL_KEY], keys,
-                                   1, &arguments.extra_key);
+        status = na_sm90_map_extra(p, NATTEN_ADDITIONAL_KEY, data[NATTEN_ADDITIONAL_KEY], keys, 1,
+                                   &arguments.extra_key);
     if (status == NATTEN_OK && p->additional_tokens)
         status = na_sm90_map_extra(p, NATTEN_ADDITIONAL_VALUE, data[NATTEN_ADDITIONAL_VALUE], keys,
                                    1, &arguments.extra_value);

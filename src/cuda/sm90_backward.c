@@ -33,12 +33,12 @@ typedef struct state {
 
 static natten_status check(natten_plan *plan)
 {
-    static const natten_role walked[] = {
-        NATTEN_QUERY,          NATTEN_KEY, NATTEN_VALUE, NATTEN_D_OUT, NATTEN_ADDITIONAL_KEY,
-        NATTEN_ADDITIONAL_VALUE};
-    static const natten_role rows[] = {NATTEN_OUT,     NATTEN_D_QUERY,          NATTEN_D_KEY,
-                                       NATTEN_D_VALUE, NATTEN_D_ADDITIONAL_KEY,
-                                       NATTEN_D_ADDITIONAL_VALUE};
+    static const natten_role walked[] = {NATTEN_QUERY,          NATTEN_KEY,
+                                         NATTEN_VALUE,          NATTEN_D_OUT,
+                                         NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE};
+    static const natten_role rows[] = {
+        NATTEN_OUT,     NATTEN_D_QUERY,          NATTEN_D_KEY,
+        NATTEN_D_VALUE, NATTEN_D_ADDITIONAL_KEY, NATTEN_D_ADDITIONAL_VALUE};
     const natten_problem *p = &plan->problem;
     natten_status status = na_sm90_check_sizes(plan);
     for (int i = 0; status == NATTEN_OK && i < 6; i++)
@@ -299,7 +299,7 @@ static natten_status run_pass(const natten_plan *plan, const natten_run *run, co
     }
     arguments.pair = pairs;
     arguments.walk.counter = counter;
-    arguments.out[0] = data[pass->of_extra                        ? NATTEN_D_ADDITIONAL_KEY
+    arguments.out[0] = data[pass->of_extra                       ? NATTEN_D_ADDITIONAL_KEY
                             : pass->config.what == NA_SM90_D_KEY ? NATTEN_D_KEY
                                                                  : NATTEN_D_QUERY];
     arguments.out[1] = data[pass->of_extra ? NATTEN_D_ADDITIONAL_VALUE : NATTEN_D_VALUE];

@@ -70,8 +70,7 @@ NA_WORD int *note_of(int stage)
 
 NA_WORD uint32_t resident_at(int group, int which)
 {
-    return places().resident +
-           group * (places().resident_bytes[0] + places().resident_bytes[1]) +
+    return places().resident + group * (places().resident_bytes[0] + places().resident_bytes[1]) +
            which * places().resident_bytes[0];
 }
 
@@ -177,8 +176,8 @@ NA_WORD void weigh(const na_sm90_backward *p, const consumer *s, float *scores)
             na_load_8_bytes(pair_of(s, n), lse);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            scores[4 * n + i] = na_exp2(na_fma(scores[4 * n + i], p->scale_log2,
-                                               NA_SIDE ? -lse[i & 1] : -s->lse[i >> 1]));
+            scores[4 * n + i] = na_exp2(
+                na_fma(scores[4 * n + i], p->scale_log2, NA_SIDE ? -lse[i & 1] : -s->lse[i >> 1]));
     }
 }
 
@@ -311,13 +310,12 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
             na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
             const int *note = note_of(s.stage.stage);
             kind = na_uniform(note[NOTE_KIND]);
-            if (kind >> group & SKIP) {
-                /* An arrival before all has come would count for the phase before. */
-                na_gate_wait(gate(base, SECOND_FULL + s.stage.stage), s.stage.phase);
+            /* A tile left out can be given back before all of it has come: the other warpgroup
+             * waits for it, or nothing was loaded. */
+            if (kind >> group & SKIP)
                 give_stage(&s);
-            } else {
+            else
                 step(p, &s, note, kind);
-            }
             next(&s.stage, NA_STAGES);
         } while (!(kind & LAST));
         na_gate_arrive_if(gate(base, RESIDENT_EMPTY + group), !s.seat.lane);
@@ -331,7 +329,7 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
     int warpgroup = na_uniform(na_thread() >> 7);
     if (na_thread() == 0) {
         for (int i = 0; i < GATES; i++)
-            na_gate_init(gate(base, i), i >= EMPTY ? ARRIVALS
+            na_gate_init(gate(base, i), i >= EMPTY                              ? ARRIVALS
                                         : i >= RESIDENT_EMPTY && i < FIRST_FULL ? 4
                                                                                 : 1);
         na_fence_async();

@@ -26,8 +26,8 @@ typedef struct na_sm90_backward {
     na_tensor_map resident[2], visitor[2], extra[2];
     na_tensor_map pairs;
     na_sm90_walk walk;
-    const float *pair;   /* where residents are queries: the pairs themselves, of this batch */
-    void *out[2];        /* d_query; or d_key, d_value */
+    const float *pair; /* where residents are queries: the pairs themselves, of this batch */
+    void *out[2];      /* d_query; or d_key, d_value */
     natten_layout layout[2];
     int extent[3]; /* of queries */
     float scale, scale_log2;

@@ -11,10 +11,10 @@
  *
  * Parameters: NA_DTYPE (f16 or bf16); NA_DIM and NA_VALUE_DIM, channels, multiples of 8;
  * NA_SUB_0..2 (times NA_PACK: 64), NA_PACK, NA_GROUPS, NA_STACK; NA_TILE_0..2, the keys of a tile,
- * NA_VISITORS their product, NA_HALF_VISITORS half of it, or 0 where tiles are not halved; NA_KEY_STAGES
- * and NA_VALUE_STAGES, at least 2; NA_POSITIONS, places for tiles along one axis in the mask
- * tables, 0: no tables, as rows and tiles extend along axis 2 only; NA_EXTRA: there are additional
- * tokens. */
+ * NA_VISITORS their product, NA_HALF_VISITORS half of it, or 0 where tiles are not halved;
+ * NA_KEY_STAGES and NA_VALUE_STAGES, at least 2; NA_POSITIONS, places for tiles along one axis in
+ * the mask tables, 0: no tables, as rows and tiles extend along axis 2 only; NA_EXTRA: there are
+ * additional tokens. */
 #include "device/sm90_forward.h"
 #include "device/words/hopper.h"
 

@@ -39,7 +39,7 @@ NA_WORD void NA_JOIN(mask_, NA_COLUMNS)(const na_sm90_walk *p, const seat *s, fl
         const uint32_t *table = s->table;
         uint32_t rows = ~0u, word[2];
         uint32_t tokens = table[(NA_SUB_0 + NA_SUB_1 + place_of(row, 2)) * NA_POSITIONS + at[2]] >>
-                        (s->column & (NA_TILE_2 - 1));
+                          (s->column & (NA_TILE_2 - 1));
         if (MASKS_0)
             rows = table[place_of(row, 0) * NA_POSITIONS + at[0]];
         if (MASKS_1)

@@ -67,10 +67,9 @@ NA_WORD void put_tile(const na_sm90_forward *p, producer *s, const int *note, co
         to[i] = note[i];
     if (is_first)
         *(work_item *)(to + NOTE_ITEM) = s->item;
-    load_tile(s->base + places().key + stage * places().key_bytes,
-              gate(s->base, KEY_FULL + stage), places().key_bytes, NA_VISITORS * 128,
-              extra ? &p->extra_key : &p->key, s->item.head / p->walk.share, at, s->item.batch,
-              p->walk.flat || extra);
+    load_tile(s->base + places().key + stage * places().key_bytes, gate(s->base, KEY_FULL + stage),
+              places().key_bytes, NA_VISITORS * 128, extra ? &p->extra_key : &p->key,
+              s->item.head / p->walk.share, at, s->item.batch, p->walk.flat || extra);
     if (is_first)
         poll_queries(p, s);
     else

@@ -27,23 +27,13 @@ NA_WORD void put_residents(const na_sm90_backward *p, producer *s)
     s->resident_phase ^= 1;
 }
 
-/* Loads a tile of visitors; after the first one of an item its residents, of which the first tile
- * of the item before may still be in use. */
-NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, const int *at,
-                      int extra, int is_first)
+NA_WORD void put_visitors(const na_sm90_backward *p, producer *s, const int *at, int extra)
 {
-    int stage = s->stage.stage, *to = note_of(stage);
+    int stage = s->stage.stage, flat = p->walk.flat || extra, batch = s->item.batch;
     int head = NA_SIDE ? s->item.head * p->walk.share + s->visit : s->item.head / p->walk.share;
-    int flat = p->walk.flat || extra, batch = s->item.batch;
     uint32_t first_full = gate(s->base, FIRST_FULL + stage);
     uint32_t second_full = gate(s->base, SECOND_FULL + stage);
     uint32_t room = s->base + visitor_at(stage, 0);
-    na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
-#pragma unroll
-    for (int i = 0; i < NOTE_ITEM; i++)
-        to[i] = note[i];
-    if (is_first)
-        *(work_item *)(to + NOTE_ITEM) = s->item;
     na_gate_arrive_expect(first_full, places().visitor_bytes[0] + places().pair_bytes);
     load_pieces(room, first_full, places().visitor_bytes[0], NA_VISITORS * 128,
                 extra ? &p->extra[0] : &p->visitor[0], head, at, batch, flat);
@@ -53,6 +43,27 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
     na_gate_arrive_expect(second_full, places().visitor_bytes[1]);
     load_pieces(room + places().visitor_bytes[0], second_full, places().visitor_bytes[1],
                 NA_VISITORS * 128, extra ? &p->extra[1] : &p->visitor[1], head, at, batch, flat);
+}
+
+/* Loads a tile of visitors, unless all warpgroups leave it out; after the first one of an item its
+ * residents, as those of the item before may still be in use. */
+NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, const int *at,
+                      int extra, int is_first)
+{
+    const int nobody = SKIP * ((1 << NA_GROUPS) - 1);
+    int stage = s->stage.stage, *to = note_of(stage);
+    na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
+#pragma unroll
+    for (int i = 0; i < NOTE_ITEM; i++)
+        to[i] = note[i];
+    if (is_first)
+        *(work_item *)(to + NOTE_ITEM) = s->item;
+    if ((note[NOTE_KIND] & nobody) == nobody) {
+        na_gate_arrive(gate(s->base, FIRST_FULL + stage));
+        na_gate_arrive(gate(s->base, SECOND_FULL + stage));
+    } else {
+        put_visitors(p, s, at, extra);
+    }
     if (is_first)
         put_residents(p, s);
     next(&s->stage, NA_STAGES);

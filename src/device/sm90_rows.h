@@ -39,8 +39,9 @@ NA_WORD uint32_t repeat(uint32_t word, int width, int times)
     return word * ones;
 }
 
-/* A word of the mask table: for a resident's place along one axis and a tile's place along it, which
- * visitors the resident has. Bits are rows of NA_TILE_2 tokens; for axis 2 tokens of a row. */
+/* A word of the mask table: for a resident's place along one axis and a tile's place along it,
+ * which visitors the resident has. Bits are rows of NA_TILE_2 tokens; for axis 2 tokens of a row.
+ */
 NA_WORD uint32_t table_word(const na_sm90_walk *p, const work_item *t, int a, int resident,
                             int position)
 {

@@ -80,8 +80,8 @@ NA_WORD void NA_JOIN(add_values_, NA_COLUMNS)(consumer *s, uint32_t *weights, in
     na_product_fence();
 #pragma unroll
     for (int k = 0; k < NA_COLUMNS / 16; k++)
-        outputs_registers(s->out, weights + 4 * k, na_matrix(value + k * 16 * 128, NA_VISITORS * 128),
-                          1);
+        outputs_registers(s->out, weights + 4 * k,
+                          na_matrix(value + k * 16 * 128, NA_VISITORS * 128), 1);
     na_product_commit();
     na_product_wait();
 #pragma unroll

@@ -24,8 +24,8 @@ NA_WORD void put_extra(const NA_ARGUMENTS *p, producer *s)
     int idle = 0;
 #pragma unroll
     for (int g = 0; g < NA_GROUPS; g++)
-        idle |= s->item.first[NA_STACK] + offset(NA_STACK, g) >= s->item.end[NA_STACK] ? SKIP << g
-                                                                                       : 0;
+        idle |=
+            s->item.first[NA_STACK] + offset(NA_STACK, g) >= s->item.end[NA_STACK] ? SKIP << g : 0;
     for (int token = 0; token < p->walk.extra_tokens; token += NA_VISITORS) {
         int left = p->walk.extra_tokens - token, at[3] = {0, 0, token};
         int note[4] = {0, 0, na_min(left, NA_VISITORS), EXTRA | idle};
@@ -75,8 +75,7 @@ NA_WORD void put_tiles(const NA_ARGUMENTS *p, producer *s, const span spans[3][N
                     const na_sm90_axis *axis = &p->walk.axis[a];
                     int first = start[a] + j[a] * tile(a);
                     note[a] = NA_POSITIONS ? j[a] : first;
-                    at[a] =
-                        first * axis->rule.dilation + s->item.residue[a] - axis->visitor_origin;
+                    at[a] = first * axis->rule.dilation + s->item.residue[a] - axis->visitor_origin;
                 }
                 note[NOTE_KIND] = kind[2] | (last ? LAST : 0);
                 put_tile(p, s, note, at, 0, is_first);
@@ -111,8 +110,7 @@ NA_WORD void produce(const NA_ARGUMENTS *p, uint32_t base)
     int w = (int)na_block();
     start_producer(&s, base);
     while ((w = na_uniform_alone(w)) < walk->items) {
-        int following =
-            walk->counter ? na_count_up(walk->counter) + (int)na_blocks() : walk->items;
+        int following = walk->counter ? na_count_up(walk->counter) + (int)na_blocks() : walk->items;
         if (find_item(walk, w, &s.item))
             produce_item(p, &s);
         w = following;

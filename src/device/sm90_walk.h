@@ -18,7 +18,7 @@ enum {
 };
 
 typedef struct na_sm90_axis {
-    na_axis rule; /* of the whole axis */
+    na_axis rule;       /* of the whole axis */
     int origin, extent; /* of residents */
     int visitor_origin, visitor_extent;
     int tiles; /* tiles of residents of one dilation group, at most */
@@ -26,10 +26,10 @@ typedef struct na_sm90_axis {
 
 typedef struct na_sm90_walk {
     na_sm90_axis axis[3];
-    int *counter; /* 0 at launch; NULL where every block has one item at most */
-    int flat;     /* the outermost axis of boxes is the batch, not axis 0 */
-    int heads;    /* of residents, divided by those packed into a tile */
-    int share;    /* how many heads of queries, divided so, share a head of keys */
+    int *counter;      /* 0 at launch; NULL where every block has one item at most */
+    int flat;          /* the outermost axis of boxes is the batch, not axis 0 */
+    int heads;         /* of residents, divided by those packed into a tile */
+    int share;         /* how many heads of queries, divided so, share a head of keys */
     int items, raster; /* work items, and how many tiles of axis 1 follow each other */
     int extra_tokens;  /* additional tokens, which visit like keys */
 } na_sm90_walk;

@@ -22,6 +22,7 @@ enum {
     EVENTS = 4096,
     EVENT_BYTES = 512,
     STACK = 1 << 18,
+    LATEST = 100,      /* how often a late event is put off */
     GIVE = 64,         /* bytes a thread may give to an exchange */
     PATIENCE = 4 << 20 /* yields in a row without anything else happening */
 };
@@ -44,6 +45,7 @@ typedef struct gathering {
 
 typedef struct event {
     void (*act)(void *);
+    int put_off;
     _Alignas(16) char context[EVENT_BYTES];
 } event;
 
@@ -171,6 +173,8 @@ void na_host_later(void (*act)(void *), const void *context, size_t bytes)
         na_host_fault("too much is under way");
     int i = free_events[--free_event_count];
     events[i].act = act;
+    /* Some come late: whoever does not wait for them is found out. */
+    events[i].put_off = draw(8) ? 0 : (int)draw(LATEST);
     memcpy(events[i].context, context, bytes);
     make_ready(FIBRES + i);
 }
@@ -237,6 +241,11 @@ static void run_block(void)
         }
         int i = (int)draw((uint32_t)ready_count), what = ready[i];
         ready[i] = ready[--ready_count];
+        if (what >= FIBRES && events[what - FIBRES].put_off && ready_count) {
+            events[what - FIBRES].put_off--;
+            make_ready(what);
+            continue;
+        }
         if (what >= FIBRES) {
             event now = events[what - FIBRES];
             free_events[free_event_count++] = what - FIBRES;

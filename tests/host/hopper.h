@@ -180,9 +180,10 @@ typedef struct na_host_sum {
     na_host_step step[32];
 } na_host_sum;
 
-/* What a thread has under way: sums committed, oldest first, and the one that is being put together. */
+/* What a thread has under way: sums committed, oldest first, and the one that is being put
+ * together. */
 static struct na_host_pending {
-    int fenced, committed;
+    int fenced, committed, read; /* read: right matrices so far */
     na_host_sum sum[3];
 } na_host_pending[1024];
 
@@ -251,15 +252,32 @@ static inline void na_host_rows(const na_host_step *step, float a[2][16])
     }
 }
 
+/* The right matrices that the warpgroups of a block are at, as numbers: [k][column]. There are two
+ * of each warpgroup, as some of its threads may be ahead by one. */
+static float na_host_right[1024 / 128][2][16][256];
+
+/* Each thread reads its share of a right matrix, for all. */
+static inline const float (*na_host_read_right(const na_host_step *step, int columns))[256]
+{
+    int number = na_host_pending[na_host_thread()].read++;
+    float(*right)[256] = na_host_right[na_host_thread() / 128][number % 2];
+    char none = 0;
+    for (int i = na_host_thread() % 128; i < 16 * columns; i += 128)
+        right[i % 16][i / 16] = na_host_element(step->b, i / 16, i % 16, step->transposed);
+    na_host_exchange("product", na_host_thread() & ~127, 128, &none, 1);
+    return right;
+}
+
 static inline void na_host_multiply(const na_host_step *step, float *sum, int columns)
 {
     float a[2][16];
     na_host_rows(step, a);
+    const float(*right)[256] = na_host_read_right(step, columns);
     for (int i = 0; i < columns / 2; i++) {
         int column = i / 4 * 8 + na_host_thread() % 4 * 2 + i % 2;
         float total = step->more ? sum[i] : 0;
         for (int k = 0; k < 16; k++)
-            total += a[i / 2 % 2][k] * na_host_element(step->b, column, k, step->transposed);
+            total += a[i / 2 % 2][k] * right[k][column];
         sum[i] = total;
     }
 }

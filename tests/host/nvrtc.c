@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * An NVRTC for tests: it has a C compiler make a shared object of a device text, with the host text
  * of the words. HOST_MUTANT=text.cu:n leaves out the n-th statement that waits (a line with a word
- * that ends in _barrier, _wait or _fence) of the text and of the templates it may include, and says
- * in its log which; past the last one it fails. */
+ * that ends in _barrier, _wait or _fence) of the text and of its own headers, and says in its
+ * log which; past the last one it fails. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +15,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { OUT_OF_MEMORY = 1, INVALID = 3, COMPILATION = 6, OPTIONS = 64, TEMPLATES = 8 };
+enum { OUT_OF_MEMORY = 1, INVALID = 3, COMPILATION = 6, OPTIONS = 64, TEMPLATES = 16 };
 
 typedef struct program {
     char folder[64], name[64];
@@ -65,12 +65,39 @@ static int write_file(const char *folder, const char *name, const char *text)
     return fclose(file) == 0;
 }
 
-/* A template of this text: "device/sm90_tile_tmpl.h" of "sm90_forward.cu". */
-static int belongs(const char *text, const char *header)
+static int includes(const char *text, const char *header)
 {
-    size_t length = strcspn(text, "_.");
-    return !strncmp(header, "device/", 7) && !strncmp(header + 7, text, length) &&
-           strstr(header, "_tmpl.h");
+    char line[128];
+    snprintf(line, sizeof line, "#include \"%s\"\n", header);
+    return strstr(text, line) != NULL;
+}
+
+/* A header of this text's own, "device/sm90_rows.h" of "sm90_forward.cu", that it includes, itself
+ * or through another one. */
+static int belongs(const program *p, const char *header)
+{
+    size_t length = strcspn(p->name, "_.");
+    if (strncmp(header, "device/", 7) || strncmp(header + 7, p->name, length))
+        return 0;
+    for (int i = 0; i < p->template_count; i++) {
+        if (!strcmp(p->templates[i].name, header))
+            return 0;
+        if (includes(p->templates[i].text, header))
+            return 1;
+    }
+    return includes(p->text, header);
+}
+
+/* Until nothing is found any more. */
+static void find_templates(program *p, int headers, const char *const *texts,
+                           const char *const *names)
+{
+    for (int i = 0; i < headers && p->template_count < TEMPLATES; i++)
+        if (belongs(p, names[i])) {
+            p->templates[p->template_count].name = strdup(names[i]);
+            p->templates[p->template_count++].text = strdup(texts[i]);
+            i = -1;
+        }
 }
 
 int nvrtcCreateProgram(void **result, const char *text, const char *name, int headers,
@@ -89,11 +116,8 @@ int nvrtcCreateProgram(void **result, const char *text, const char *name, int he
         const char *header = header_names[i];
         if (strncmp(header, "std", 3) && !write_file(p->folder, header, header_texts[i]))
             return INVALID;
-        if (belongs(name, header) && p->template_count < TEMPLATES) {
-            p->templates[p->template_count].name = strdup(header);
-            p->templates[p->template_count++].text = strdup(header_texts[i]);
-        }
     }
+    find_templates(p, headers, header_texts, header_names);
     return 0;
 }
 
@@ -191,7 +215,8 @@ int nvrtcCompileProgram(void *result, int count, const char *const *options)
     size_t named = strlen(p->name);
     int is_mutant = mutant && !strncmp(mutant, p->name, named) && mutant[named] == ':';
     if (is_mutant && !mutate_any(p, atoi(mutant + named + 1))) {
-        snprintf(p->log, sizeof p->log, "there is no statement %s that waits\n", mutant);
+        /* Sentences of refusals are cut where specialisations are long. */
+        fprintf(stderr, "there is no statement %s that waits\n", mutant);
         return COMPILATION;
     }
     snprintf(source, sizeof source, "%s/kernel.c", p->folder);
