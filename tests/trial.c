@@ -282,10 +282,10 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
         error = (trial_error){
             share, off / magnitude, (allowed + rounding) / magnitude, role, i, got[i], exact};
     }
-    /* All in all rounded weights cost no more than the rounding of the results does; or twice that,
-     * where the weights are gradients of logits, whose sum is 0. */
+    /* All in all rounded weights cost no more than the rounding of the results does; of gradients
+     * twice that, as a key may have a single visitor, and gradients of logits add up to 0. */
     const int64_t enough = 1000;
-    double most = role == NATTEN_D_QUERY || role == NATTEN_D_KEY ? 3 : 2;
+    double most = role >= NATTEN_D_QUERY ? 3 : 2;
     if (t->weight_error && role != NATTEN_LSE && count >= enough)
         error.share = fmax(error.share, worst / (most * roundings));
     return error;
