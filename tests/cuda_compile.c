@@ -122,7 +122,7 @@ static int add_problem(const test_problem *parsed, natten_op op)
         return 0;
     if (op == NATTEN_BACKWARD) {
         found = na_sm90_backward_specials(&plan.problem, &h100, specials);
-    } else if (na_sm90_config_choose(&plan.problem, &h100, NA_SM90_FORWARD, &config)) {
+    } else if (na_sm90_config_choose(&plan.problem, &h100, NA_SM90_FORWARD, 0, &config)) {
         na_sm90_special(&plan.problem, &config, &specials[0]);
         found = 1;
     }

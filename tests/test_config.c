@@ -26,7 +26,7 @@ static int plan(const char *text, na_sm90_what what, natten_problem *p, na_sm90_
         printf("%s: %s\n", text, wrong ? wrong : natten_last_error());
         return 0;
     }
-    return na_sm90_config_choose(p, &h100, what, c);
+    return na_sm90_config_choose(p, &h100, what, 0, c);
 }
 
 static void show(const char *text, const na_sm90_config *c)
@@ -183,12 +183,33 @@ static void test_sums(na_sm90_what what)
     }
 }
 
+/* Choices come in the order of what is expected of them, each with tiles of its own. */
+static void test_next(void)
+{
+    natten_problem p;
+    na_sm90_config c[NA_SM90_CHOICES + 2];
+    CHECK(plan("b4h16d64_128x128_w13x13_bf16", NA_SM90_FORWARD, &p, &c[0]));
+    for (int i = 1; i <= NA_SM90_CHOICES; i++) {
+        c[i].gives = 3;
+        CHECK(na_sm90_config_choose(&p, &h100, NA_SM90_FORWARD, i, &c[i]));
+        CHECK(c[i].seconds >= c[i - 1].seconds && c[i].seconds < 3 * c[0].seconds);
+        show("next", &c[i]);
+        for (int j = 0; j < i; j++)
+            CHECK(memcmp(c[i].sub, c[j].sub, sizeof c[i].sub) || c[i].pack != c[j].pack ||
+                  c[i].groups != c[j].groups || memcmp(c[i].tile, c[j].tile, sizeof c[i].tile));
+    }
+    const int too_many = NA_SM90_CHOICES + 1;
+    CHECK(!na_sm90_config_choose(&p, &h100, NA_SM90_FORWARD, too_many, &c[too_many]));
+}
+
 int main(void)
 {
     unit_test("what is chosen");
     test_choices();
     unit_test("what is chosen for the backward");
     test_backward_choices();
+    unit_test("choices after the first");
+    test_next();
     unit_test("sums, against counting");
     test_sums(NA_SM90_FORWARD);
     test_sums(NA_SM90_D_QUERY);

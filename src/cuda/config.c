@@ -4,6 +4,7 @@
 #include "cuda/config.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,7 +37,9 @@ typedef struct planner {
     const natten_problem *problem;
     const na_device *device;
     na_sm90_what what;
-    double useful; /* pairs of a query and a key, of one head */
+    double useful;                          /* pairs of a query and a key, of one head */
+    na_sm90_config passed[NA_SM90_CHOICES]; /* choices before the one that is looked for */
+    int passed_count;
     line lines[3][MOST_SUB][MOST_GROUPS + 1][MOST_TILE + 1][2];
 } planner;
 
@@ -251,6 +254,18 @@ static void judge(planner *s, na_sm90_config *c)
 /* ----------------------------------------------------------------------------------------------
  * searching */
 
+/* Whether an earlier choice has these tiles. */
+static int is_passed(const planner *s, const na_sm90_config *c)
+{
+    for (int i = 0; i < s->passed_count; i++) {
+        const na_sm90_config *p = &s->passed[i];
+        if (p->pack == c->pack && p->groups == c->groups &&
+            !memcmp(p->sub, c->sub, sizeof p->sub) && !memcmp(p->tile, c->tile, sizeof p->tile))
+            return 1;
+    }
+    return 0;
+}
+
 static void consider(planner *s, na_sm90_config *c, na_sm90_config *best)
 {
     const natten_axis *x = &s->problem->axis[c->stack];
@@ -261,7 +276,7 @@ static void consider(planner *s, na_sm90_config *c, na_sm90_config *best)
         return;
     judge(s, c);
     if (c->positions > MOST_POSITIONS || (best->groups && c->seconds >= best->seconds) ||
-        !fit_shared(s->problem, s->device, c))
+        is_passed(s, c) || !fit_shared(s->problem, s->device, c))
         return;
     *best = *c;
 }
@@ -313,18 +328,14 @@ static int prepare(planner *s, const natten_problem *problem, const na_device *d
     return s->useful > 0 && problem->batch > 0;
 }
 
-int na_sm90_config_choose(const natten_problem *problem, const na_device *device, na_sm90_what what,
-                          na_sm90_config *config)
+/* The fastest that no earlier choice has; best.groups = 0: there is none. */
+static na_sm90_config search(planner *s, int gives)
 {
-    planner *s = calloc(1, sizeof *s);
-    na_sm90_config c = {.what = what, .gives = config->gives}, best = {0};
-    const natten_axis *x = problem->axis;
-    int deep = (what == NA_SM90_D_KEY ? x->key_extent : x->query_extent) > 1;
-    int share = what == NA_SM90_D_KEY ? 1 : (int)(problem->heads / problem->kv_heads);
-    if (!s || !prepare(s, problem, device, what)) {
-        free(s);
-        return 0;
-    }
+    na_sm90_config c = {.what = s->what, .gives = gives}, best = {0};
+    const natten_axis *x = s->problem->axis;
+    int of_keys = s->what == NA_SM90_D_KEY;
+    int deep = (of_keys ? x->key_extent : x->query_extent) > 1;
+    int share = of_keys ? 1 : (int)(s->problem->heads / s->problem->kv_heads);
     c.raster = deep ? 2 : 1;
     for (c.pack = 1; c.pack <= 16 && share % c.pack == 0; c.pack *= 2)
         for (c.sub[0] = 1; c.sub[0] * c.pack <= (deep ? NA_SM90_ROWS : 1) * c.pack; c.sub[0] *= 2)
@@ -332,9 +343,28 @@ int na_sm90_config_choose(const natten_problem *problem, const na_device *device
                 c.sub[2] = NA_SM90_ROWS / c.pack / c.sub[0] / c.sub[1];
                 consider_tiles(s, &c, &best);
             }
+    return best;
+}
+
+int na_sm90_config_choose(const natten_problem *problem, const na_device *device, na_sm90_what what,
+                          int64_t choice, na_sm90_config *config)
+{
+    planner *s = calloc(1, sizeof *s);
+    const int gives = config->gives;
+    *config = (na_sm90_config){0};
+    if (s && choice <= NA_SM90_CHOICES && prepare(s, problem, device, what))
+        for (*config = search(s, gives); config->groups && choice > s->passed_count;) {
+            s->passed[s->passed_count++] = *config;
+            *config = search(s, gives);
+        }
     free(s);
-    *config = best;
-    return best.groups != 0;
+    return config->groups != 0;
+}
+
+void na_sm90_config_describe(const na_sm90_config *c, char *text, size_t size)
+{
+    snprintf(text, size, "%d warpgroups of %dx%dx%d by %d heads, tiles of %dx%dx%d", c->groups,
+             c->sub[0], c->sub[1], c->sub[2], c->pack, c->tile[0], c->tile[1], c->tile[2]);
 }
 
 int na_sm90_config_complete(const natten_problem *problem, const na_device *device,

@@ -36,10 +36,17 @@ static inline int na_sm90_visitors(const na_sm90_config *config)
     return config->tile[0] * config->tile[1] * config->tile[2];
 }
 
+/* Choices of tiles besides the first. */
+enum { NA_SM90_CHOICES = 5 };
+
 /* Chooses for a checked problem whose channels are multiples of 8. Of D_KEY, `config->gives` says
- * beforehand what is wanted. 0: nothing fits. */
+ * beforehand what is wanted. `choice` 0: the tiles that are expected to be fastest; 1 to
+ * NA_SM90_CHOICES: the next ones. 0: nothing, or no such choice, fits. */
 int na_sm90_config_choose(const natten_problem *problem, const na_device *device, na_sm90_what what,
-                          na_sm90_config *config);
+                          int64_t choice, na_sm90_config *config);
+
+/* The tiles in words. */
+void na_sm90_config_describe(const na_sm90_config *config, char *text, size_t size);
 
 /* Fills in what follows from the tiles (stages, positions, bytes, expectations) or returns 0 if
  * they do not fit. For tests and measurements of tiles that the planner would not choose. */

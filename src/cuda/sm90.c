@@ -71,8 +71,8 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
     state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
-    if (!na_sm90_config_choose(p, device, NA_SM90_FORWARD, &s->config))
-        status = na_refuse(plan, "no tiles fit");
+    if (!na_sm90_config_choose(p, device, NA_SM90_FORWARD, p->choice, &s->config))
+        status = na_refuse(plan, "no tiles fit, or not so many choices of them");
     /* Once wrong on an H100, in a form that is no more, for a reason not found: not until it is. */
     else if (p->additional_tokens && !s->config.positions)
         status = na_refuse(plan, "no additional tokens where tiles of keys are lines");
@@ -91,6 +91,8 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
     plan->workspace = items > blocks ? (size_t)s->launches * sizeof(int) : 0;
     plan->state = s;
     plan->run = run_sm90;
+    plan->choices = NA_SM90_CHOICES;
+    na_sm90_config_describe(&s->config, plan->choice, sizeof plan->choice);
     na_reference_prepare_backward(plan, device);
     return NATTEN_OK;
 }

@@ -85,7 +85,7 @@ static int add_pass(const natten_problem *p, const na_device *device, na_sm90_wh
     pass *pass = &s->passes[s->count];
     na_sm90_config *c = &pass->config;
     c->gives = gives;
-    if (!na_sm90_config_choose(p, device, what, c))
+    if (!na_sm90_config_choose(p, device, what, 0, c))
         return gives == 3 && add_pass(p, device, what, 1, of_extra, s) &&
                add_pass(p, device, what, 2, of_extra, s);
     pass->of_extra = of_extra;
