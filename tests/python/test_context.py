@@ -78,6 +78,7 @@ def test_reset() -> None:
     natten.force_flex_attention()
     natten.enable_tf32(), natten.disable_gemm_na(), natten.disable_tiled_na()
     natten.use_deterministic_algorithms()
+    natten.allow_flex_compile(True, backprop=True)
     for name, value in start.items():
         assert getattr(NattenContext, name) != value, name
     NattenContext.reset()
