@@ -141,6 +141,11 @@ def spread_keys(key_bias: Tensor, query: Tensor, additional: Optional, window: W
     return torch.nn.functional.pad(scores, (0, extra)) if extra else scores
 
 
+def _scale(scale: float | None, query: Tensor) -> float:
+    """The factor of query . key. As long as it is None, no compiled code depends on head_dim."""
+    return query.shape[-1] ** -0.5 if scale is None else scale
+
+
 def _weights(
     query: Tensor,
     key: Tensor,
@@ -168,12 +173,13 @@ def backward_composed(
     d_lse: Optional,
     tensors: Any,
     window: Window,
-    scale: float,
+    scale: float | None,
     key_bias: Optional = None,
 ) -> tuple[Optional, ...]:
     """The gradients of fused attention, through its weights: differentiable any number of times.
     The last one is that of the biases of keys."""
     query, key, value, bias, additional_key, additional_value = tensors
+    scale = _scale(scale, query)
     q, k, v = query.movedim(-2, 1), key.movedim(-2, 1), value.movedim(-2, 1)
     ak, av = _first(additional_key), _first(additional_value)
     weights = _weights(q, k, bias, ak, window, scale, key_bias)
@@ -235,7 +241,7 @@ class Fused(_Op):
         additional_keys: Optional,
         additional_values: Optional,
         window: Window,
-        scale: float,
+        scale: float | None,
     ) -> Any:
         tensors = (query, key, value, bias, additional_keys, additional_values)
         out, lse = _ops.na_eagerly(*tensors, window, scale)
@@ -269,13 +275,14 @@ def forward_mode(
     tensors: Any,
     lse: Tensor,
     window: Window,
-    scale: float,
+    scale: float | None,
     key_bias: Optional = None,
     t_key_bias: Optional = None,
 ) -> tuple[Optional, Tensor]:
     """The tangents of out and LSE, through the weights."""
     query, key, value, bias, additional_key, additional_value = tensors
     t_q, t_k, t_v, t_bias, t_ak, t_av = tangents
+    scale = _scale(scale, query)
     q, k, v = query.movedim(-2, 1), key.movedim(-2, 1), value.movedim(-2, 1)
     ak, av = _first(additional_key), _first(additional_value)
     weights = _weights(q, k, bias, ak, window, scale, key_bias)
@@ -429,7 +436,7 @@ def fused(
     additional_keys: Optional,
     additional_values: Optional,
     window: Window,
-    scale: float,
+    scale: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Fused attention of heads-last tensors: (out, lse)."""
     compiling = torch.compiler.is_compiling()

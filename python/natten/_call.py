@@ -150,14 +150,15 @@ class Call:
         op: Op,
         tensors: Sequence[View | None],
         window: Window,
-        scale: float,
+        scale: float | None,
         wanted: int,
         preferences: int = _lib.PREFER_USUAL,
         dropout: float = 0.0,
     ) -> None:
         self.struct = call = _lib.Call()
         call.dropout = dropout
-        call.op, call.order, call.scale = op.op, op.order, scale
+        call.op, call.order = op.op, op.order
+        call.scale, call.default_scale = scale or 0, scale is None
         call.preferences = preferences
         call.entries = len(window)
         usable = window[: _lib.WINDOW_ENTRIES]

@@ -124,9 +124,16 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
 
 def scale_of(scale: float | None, query: Tensor) -> float:
     """The factor of query . key."""
+    given = _check_scale(scale)
+    if given is not None:
+        return given
+    channels = query.shape[-1]
+    return channels**-0.5 if channels else 1.0
+
+
+def _check_scale(scale: float | None) -> float | None:
     if scale is None:
-        channels = query.shape[-1]
-        return channels**-0.5 if channels else 1.0
+        return None
     if isinstance(scale, (float, int)) and not isinstance(scale, bool):
         return float(scale)
     if isinstance(scale, (torch.SymFloat, torch.SymInt)):
@@ -167,10 +174,10 @@ def fused(
     if dropout_p != 0 or key_padding_mask is not None:
         dropout, seed = _masked.dropout_of(dropout_p, generator)
         key_bias = _masked.key_bias_of(key_padding_mask, key, 1, rank)
-        factor = scale_of(scale, query)
+        factor = _check_scale(scale)
         out, lse = _masked.fused((*tensors, key_bias), shape, factor, dropout, seed)
     else:
-        out, lse = _attention.fused(*tensors, shape, scale_of(scale, query))
+        out, lse = _attention.fused(*tensors, shape, _check_scale(scale))
     return (out, lse) if return_lse else out
 
 

@@ -161,6 +161,7 @@ class Call(ctypes.Structure):
         ("window", c_int64 * WINDOW_ENTRIES),
         ("entries", c_int64),
         ("scale", c_double),
+        ("default_scale", c_int64),
         ("dropout", c_double),
         ("preferences", c_uint64),
         ("outputs", c_uint64),

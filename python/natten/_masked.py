@@ -31,7 +31,13 @@ _AGAIN = (
 
 
 def _backward(
-    need: Any, d_out: Optional, d_lse: Optional, saved: Any, window: Window, scale: float, p: float
+    need: Any,
+    d_out: Optional,
+    d_lse: Optional,
+    saved: Any,
+    window: Window,
+    scale: float | None,
+    p: float,
 ) -> Any:
     """The gradients of the seven tensors."""
     *tensors, seed, out, lse = saved
@@ -119,7 +125,7 @@ _keep_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def fused(
-    tensors: tuple[Any, ...], window: Window, scale: float, dropout: float, seed: Optional
+    tensors: tuple[Any, ...], window: Window, scale: float | None, dropout: float, seed: Optional
 ) -> tuple[Tensor, Tensor]:
     """Fused attention of heads-last tensors, the last of the seven a bias for each key: (out,
     lse)."""

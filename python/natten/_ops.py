@@ -53,7 +53,7 @@ def _schema(op: Op, name: str) -> str:
     tensors = ", ".join(
         f"Tensor{'?' if role in _call.OPTIONAL else ''} {_ARGUMENTS[role]}" for role in op.inputs
     )
-    numbers = "int[] window, float scale" + (", float dropout" if op.masks else "")
+    numbers = "int[] window, float? scale" + (", float dropout" if op.masks else "")
     numbers += (", int wanted" if op.chooses else "") + (", Tensor? seed" if op.masks else "")
     results = ", ".join(["Tensor"] * len(op.outputs))
     results = f"({results})" if len(op.outputs) > 1 else results
@@ -69,7 +69,7 @@ def _prepare(
     keys: tuple[_Key | None, ...],
     window: Window,
     preferences: int,
-    scale: float,
+    scale: float | None,
     *more: Any,
 ) -> tuple[Call, list[Callable[[], Tensor]], list[bool]]:
     """For tensors like these: a checked call, what makes its outputs, and which of the tensors must
@@ -218,7 +218,7 @@ def _fake_kernel(op: Op) -> Callable[..., Any]:
 
 
 def _check_fake(
-    op: Op, tensors: Any, window: Window, scale: float, wanted: int, dropout: float
+    op: Op, tensors: Any, window: Window, scale: float | None, wanted: int, dropout: float
 ) -> None:
     """The library's checks, where all sizes are known numbers."""
     views: list[View | None] = []

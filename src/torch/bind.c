@@ -2,6 +2,7 @@
 #include "torch/bind.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -310,7 +311,7 @@ static void set_problem(natten_call *call, const sizes *s, uint64_t inputs, int 
     p->head_dim = s->known[HEAD_DIM] ? s->size[HEAD_DIM] : s->size[VALUE_DIM];
     p->value_dim = s->known[VALUE_DIM] ? s->size[VALUE_DIM] : p->head_dim;
     p->additional_tokens = s->size[TOKENS];
-    p->scale = call->scale;
+    p->scale = call->default_scale ? pow((double)p->head_dim, -0.5) : call->scale;
     p->dropout = call->dropout;
     p->preferences = call->preferences;
     p->roles = inputs | call->outputs;

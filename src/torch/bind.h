@@ -31,9 +31,10 @@ typedef struct natten_call {
     int64_t window[NATTEN_WINDOW_ENTRIES];
     int64_t entries;
     double scale;
-    double dropout;       /* as in natten_problem */
-    uint64_t preferences; /* a set of natten_preference */
-    uint64_t outputs;     /* the roles to compute: a set of natten_bit(role) */
+    int64_t default_scale; /* 1: scale is head_dim ** -0.5, whatever stands above */
+    double dropout;        /* as in natten_problem */
+    uint64_t preferences;  /* a set of natten_preference */
+    uint64_t outputs;      /* the roles to compute: a set of natten_bit(role) */
     natten_tensor tensor[NATTEN_ROLES];
     int64_t rank;
     natten_problem problem;

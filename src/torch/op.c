@@ -222,24 +222,34 @@ static int64_t take_list(uint64_t word, int64_t *items, size_t room)
     return (int64_t)size;
 }
 
-static void *take_optional(uint64_t word)
+/* False if the argument is None. */
+static int take_optional(uint64_t word, uint64_t *value)
 {
     uint64_t *cell = (uint64_t *)(uintptr_t)word;
     if (!cell)
-        return NULL;
-    void *handle = (void *)(uintptr_t)*cell;
+        return 0;
+    *value = *cell;
     if (na_torch.delete_optional)
         na_torch.delete_optional(cell);
     else
         na_torch.operator_delete(cell);
-    return handle;
+    return 1;
+}
+
+static void *take_tensor(uint64_t word, int optional)
+{
+    if (optional && !take_optional(word, &word))
+        return NULL;
+    return (void *)(uintptr_t)word;
 }
 
 /* Takes the numbers that follow the tensors. */
 static void take_numbers(const op *o, const uint64_t *word, natten_call *call)
 {
     call->entries = take_list(word[0], call->window, NATTEN_WINDOW_ENTRIES);
-    memcpy(&call->scale, &word[1], sizeof call->scale);
+    uint64_t scale = 0;
+    call->default_scale = !take_optional(word[1], &scale);
+    memcpy(&call->scale, &scale, sizeof call->scale);
     uint64_t wanted = o->chooses ? word[2] : ~(uint64_t)0;
     for (int i = 0; i < o->outputs; i++)
         if (wanted >> i & 1)
@@ -256,8 +266,7 @@ static natten_status take(const op *o, const uint64_t *stack, void **handles, na
     for (int role = 0; role < NATTEN_ROLES; role++)
         call->tensor[role].dims = ABSENT;
     for (int i = 0; i < o->inputs; i++)
-        handles[i] =
-            may_be_none(o->input[i]) ? take_optional(stack[i]) : (void *)(uintptr_t)stack[i];
+        handles[i] = take_tensor(stack[i], may_be_none(o->input[i]));
     take_numbers(o, stack + o->inputs, call);
     for (int i = 0; i < o->inputs; i++) {
         natten_tensor *tensor = &call->tensor[o->input[i]];

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch.autograd import forward_ad
 
 import natten
 import natten.functional as F
-from natten import NeighborhoodAttention2D, _ops
+from natten import (
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+    _ops,
+)
+from test_process import python
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+MODULES = {1: NeighborhoodAttention1D, 2: NeighborhoodAttention2D, 3: NeighborhoodAttention3D}
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +102,38 @@ def test_transforms_inside_compiled_code(function: Callable[..., Any]) -> None:
         assert_same(compiled(transform)(*args), transform(*args))
 
 
+def weave(x: Tensor) -> Tensor:
+    """All that has a derivative, of one small tensor."""
+    first = x.movedim(-2, 1)
+    out, lse = F.na1d(x, x.sin(), x, 3, 1, True, x[0, :1, :, 0].expand(5, -1).T, return_lse=True)
+    attn = F.na1d_qk(first, first, 3).softmax(-1)
+    return (out.square().sum() + lse.square().sum()) * F.na1d_av(attn, first, 3).square().sum()
+
+
+NESTED: dict[str, Callable[[Tensor], Any]] = {
+    "hessian": torch.func.hessian(weave),
+    "jacrev": torch.func.jacrev(lambda x: F.na1d(x, x, x, 3)),
+    "jacfwd": torch.func.jacfwd(lambda x: F.na1d(x, x, x, 3)),
+    "jacrev of jacrev": torch.func.jacrev(torch.func.jacrev(weave)),
+    "jacrev of jacfwd": torch.func.jacrev(torch.func.jacfwd(weave)),
+    "vmap of grad": lambda x: torch.vmap(torch.func.grad(weave))(torch.stack([x, 0.5 * x])),
+    "vmap of vmap": lambda x: torch.vmap(torch.vmap(weave))(torch.stack([x, 0.5 * x])[None]),
+    "vmap of jvp": lambda x: torch.vmap(lambda y: torch.func.jvp(weave, (y,), (x,)))(x[None]),
+    "jvp of grad": lambda x: torch.func.jvp(torch.func.grad(weave), (x,), (x,)),
+    "grad of jvp": torch.func.grad(lambda x: torch.func.jvp(weave, (x,), (x,))[1]),
+    "vjp": lambda x: torch.func.vjp(weave, x)[1](torch.ones((), dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_transforms_inside_compiled_code(name: str) -> None:
+    x = torch.randn(1, 5, 2, 3, dtype=torch.float64)
+    wanted = torch.utils._pytree.tree_leaves(NESTED[name](x))
+    ours = torch.utils._pytree.tree_leaves(compiled(NESTED[name])(x))
+    assert all(true.abs().max() > 1e-3 for true in wanted)
+    assert_same(ours, wanted)
+
+
 def test_forward_mode_inside_compiled_code() -> None:
     args = inputs()
     tangents = [torch.randn_like(a) for a in args]
@@ -134,20 +176,48 @@ def test_modules(use_fused: bool) -> None:
         torch.testing.assert_close(mine, other)
 
 
-def test_no_needless_recompiles() -> None:
+@pytest.mark.parametrize("use_fused", (False, True))
+@pytest.mark.parametrize("rank", (1, 2, 3))
+def test_no_graph_breaks(rank: int, use_fused: bool) -> None:
+    natten.use_fused_na(use_fused)
+    options: dict[str, Any] = {"rel_pos_bias": True, "is_causal": (True, *[False] * (rank - 1))}
+    module = MODULES[rank](8, 2, 3, stride=2, **options)
+    x = torch.randn(2, 4, 5, 6, 8)[(slice(None),) + (0,) * (3 - rank)]
+    explained = torch._dynamo.explain(module)(x)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained
+
+
+def both_2d(x: Tensor) -> Tensor:
+    first = x.movedim(-2, 1)
+    attn = F.na2d_qk(first, first, 3, is_causal=(True, False))
+    return F.na2d(x, x, x, 3) + F.na2d_av(attn.softmax(-1), first, 3).movedim(1, -2)
+
+
+def test_an_axis_recompiles_once() -> None:
     counter = torch._dynamo.testing.CompileCounter()
-    function = torch.compile(lambda x: F.na2d(x, x, x, 3), fullgraph=True, backend=counter)
-    for height in (8, 9, 10, 11):
-        x = torch.randn(1, height, 8, 2, 4)
-        torch.testing.assert_close(function(x), F.na2d(x, x, x, 3))
-    assert counter.frame_count <= 2
-    counter.clear()
-    torch._dynamo.reset()
-    for height, width in ((8, 9), (10, 11), (12, 15)):
-        x = torch.randn(3, height, width, 2, 4)
-        torch._dynamo.mark_dynamic(x, 1)
-        torch._dynamo.mark_dynamic(x, 2)
-        torch.testing.assert_close(function(x), F.na2d(x, x, x, 3))
+    function = torch.compile(both_2d, fullgraph=True, backend=counter)
+    shape = [2, 8, 9, 3, 5]
+    compiled_once = 1
+    for axis in range(5):
+        for _ in range(3):
+            x = torch.randn(shape, requires_grad=True)
+            torch.testing.assert_close(function(x), both_2d(x))
+            shape[axis] += 4 + axis
+        compiled_once += 1
+        assert counter.frame_count <= compiled_once, f"axis {axis}"
+
+
+def test_marked_axes_never_recompile() -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    function = torch.compile(both_2d, fullgraph=True, backend=counter)
+    for shape in ((2, 8, 9, 3, 5), (4, 11, 7, 6, 13), (5, 6, 22, 10, 8)):
+        x = torch.randn(shape, requires_grad=True)
+        for axis in range(5):
+            torch._dynamo.mark_dynamic(x, axis)
+        d = torch.randn_like(x)
+        ours, wanted = function(x), both_2d(x)
+        torch.testing.assert_close(ours, wanted)
+        torch.testing.assert_close(*(torch.autograd.grad(y, x, d) for y in (ours, wanted)))
     assert counter.frame_count == 1
 
 
@@ -167,8 +237,37 @@ def test_export() -> None:
 def test_jit_trace() -> None:
     args = tuple(inputs())
     traced = torch.jit.trace(Both(), args)
-    assert_same(traced(*args), Both()(*args))
     assert "natten::" in str(traced.inlined_graph)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    fresh = tuple(inputs())
+    for module in (traced, torch.jit.load(file)):
+        assert_same(module(*fresh), Both()(*fresh))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a C++ compiler")
+@pytest.mark.skipif(
+    not hasattr(torch._inductor, "aoti_load_package"), reason="torch has no AOTInductor packages"
+)
+def test_aot_inductor(tmp_path: Path) -> None:
+    """Compiled ahead of time; run here, and by another process that only imports natten."""
+    args = tuple(inputs())
+    program = torch.export.export(Both(), args)
+    package = str(tmp_path / "both.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=package)
+    fresh = tuple(inputs())
+    wanted = Both()(*fresh)
+    assert_same(torch._inductor.aoti_load_package(package)(*fresh), wanted)
+    torch.save((fresh, wanted), tmp_path / "data.pt")
+    code = f"""
+import torch, natten.functional
+inputs, wanted = torch.load({str(tmp_path / "data.pt")!r})
+for mine, true in zip(torch._inductor.aoti_load_package({package!r})(*inputs), wanted):
+    torch.testing.assert_close(mine, true, rtol=1e-9, atol=1e-9)
+print("same")
+"""
+    assert python(code) == "same"
 
 
 def op_calls() -> list[tuple[str, Any, tuple[Any, ...]]]:
