@@ -199,6 +199,7 @@ def _path() -> Path:
 def _load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_path()))
     pointer = ctypes.POINTER
+    size = pointer(c_size_t)
     signatures: dict[str, tuple[object, list[object]]] = {
         "natten_version": (c_char_p, []),
         "natten_last_error": (c_char_p, []),
@@ -236,13 +237,10 @@ def _load() -> ctypes.CDLL:
         "natten_call_bind": (c_int, [pointer(Call)]),
         # As numbers and bytes: a pointer object would cost a call more than its arguments do.
         "natten_call_repeat": (c_int, [c_void_p, c_char_p, c_int64, c_void_p, c_void_p, c_uint64]),
-        "natten_compute_all": (
-            c_int,
-            [pointer(Problem), pointer(Run), c_size_t, pointer(c_size_t)],
-        ),
+        "natten_compute_all": (c_int, [pointer(Problem), pointer(Run), c_size_t, size]),
         "natten_call_items": (
             c_int,
-            [pointer(Call), c_void_p, c_int64, c_int64, pointer(Run), pointer(c_size_t)],
+            [pointer(Call), c_void_p, c_int64, c_int64, pointer(Run), size],
         ),
         "natten_call_must_copy": (c_int, [pointer(Tensor), c_int64]),
         "natten_torch_register": (c_int, [c_char_p, c_char_p, c_size_t]),

@@ -94,8 +94,8 @@ def merge_with_additional(
         output_fna: ``[batch, *map, heads, value_dim]``.
         output_sdpa: the same, or with one axis in place of the map.
         lse_fna: ``[batch, *map, heads]``.
-        lse_sdpa: ``[batch, heads, tokens]``, heads-first, tokens those of the map in row-major
-            order.
+        lse_sdpa: the same as lse_fna, or ``[batch, heads, tokens]``, the tokens of the map in
+            row-major order, as natten.ops.additional_sdpa returns it.
 
     Returns:
         ``[batch, *map, heads, value_dim]``.
@@ -103,7 +103,7 @@ def merge_with_additional(
     Raises:
         NattenError: tensors that do not fit each other.
     """
-    lse = lse_sdpa.movedim(1, -1)
+    lse = lse_sdpa if lse_sdpa.shape == lse_fna.shape else lse_sdpa.movedim(1, -1)
     if lse.numel() != lse_fna.numel() or output_sdpa.numel() != output_fna.numel():
         raise NattenError(
             "The two attentions must be of the same queries, got "

@@ -232,23 +232,6 @@ def attention(
     if query.shape[1] == 0 or tokens == 0:
         out, lse = without_tokens(query, key, value, scale_of(scale, query))
         return (out, lse) if return_lse else out
-    return fused(
-        1,
-        query,
-        key,
-        value,
-        tokens,
-        1,
-        is_causal,
-        None,
-        scale,
-        None,
-        None,
-        1,
-        return_lse,
-        (0, 0, tokens),
-        {},
-        dropout_p,
-        key_padding_mask,
-        generator,
-    )
+    window: Any = (tokens, 1, is_causal, None, scale, None, None, 1, return_lse, (0, 0, tokens), {})
+    arguments: Any = (*window, dropout_p, key_padding_mask, generator)
+    return fused(1, query, key, value, *arguments)

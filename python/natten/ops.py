@@ -74,12 +74,7 @@ def additional_sdpa(
     return out, lse.transpose(1, 2)
 
 
-def merge_attentions(
-    output_fna: Tensor, output_sdpa: Tensor, lse_fna: Tensor, lse_sdpa: Tensor
-) -> Tensor:
-    """Attention to two disjoint sets of tokens, from that to each of them: outputs
-    ``[batch, *map, heads, channels]``, log-sum-exps ``[batch, *map, heads]``."""
-    return _merge.merge_attentions([output_fna, output_sdpa], [lse_fna, lse_sdpa])[0]
+merge_attentions = _merge.merge_with_additional
 
 
 def maybe_torch_compile(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:

@@ -76,6 +76,7 @@ def test_reset() -> None:
     natten.use_fused_na(True)
     natten.set_memory_usage_preference("strict")
     natten.force_flex_attention()
+    natten.allow_flex_compile(backprop=True)
     natten.enable_tf32(), natten.disable_gemm_na(), natten.disable_tiled_na()
     natten.use_deterministic_algorithms()
     natten.allow_flex_compile(True, backprop=True)

@@ -359,6 +359,8 @@ def test_merge_of_017() -> None:
     out, lse = F.na2d(q, k, v, 3, return_lse=True)
     extra, extra_lse = F.attention(q.flatten(1, 2), *more, return_lse=True)
     merged = merge_with_additional(out, extra, lse, extra_lse.movedim(-1, 1))
+    again = merge_with_additional(out, extra.view_as(out), lse, extra_lse.view_as(lse))
+    assert torch.equal(merged, again)
     whole = F.na2d(q, k, v, 3, additional_keys=more[0], additional_values=more[1])
     torch.testing.assert_close(merged, whole)
     with pytest.raises(NattenError, match="of the same queries"):
