@@ -57,13 +57,14 @@ def non_local_means(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
     query = torch.cat([patch, torch.ones_like(norm)], -1)
     key = torch.cat([2 * patch, -norm], -1) / h2
     # [height, width, channels] -> [batch, height, width, heads, channels]
-    tensors = [t[None, :, :, None] for t in (query, key, noisy)]
-    out, lse = na2d(*tensors, kernel_size=WINDOW, scale=1.0, return_lse=True)
+    query, key, value = (t[None, :, :, None] for t in (query, key, noisy))
+    out, lse = na2d(query, key, value, kernel_size=WINDOW, scale=1.0, return_lse=True)
     # A pixel is too much like itself, noise and all. The log-sum-exp tells the weight it had; give
     # it what a pixel of the same color with other noise would get.
     own = (norm / h2 - lse[0]).exp()
     fair = own * math.exp(-noise / h2)
-    return ((out[0, :, :, 0] - (own - fair) * noisy) / (1 - own + fair)).clamp(0, 1)
+    result: torch.Tensor = (out[0, :, :, 0] - (own - fair) * noisy) / (1 - own + fair)
+    return result.clamp(0, 1)
 
 
 def decibels(image: torch.Tensor, truth: torch.Tensor) -> float:

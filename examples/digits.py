@@ -17,8 +17,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -32,6 +35,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 SIZE, CLASSES = 8, 10
 INK, WINDOW = "gray_r", "#d62728"
+Array = npt.NDArray[np.float32]
 
 
 class Block(nn.Module):
@@ -49,7 +53,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.norm(x))
-        return x + self.mlp(x)
+        out: torch.Tensor = x + self.mlp(x)
+        return out
 
 
 class Classifier(nn.Module):
@@ -64,13 +69,15 @@ class Classifier(nn.Module):
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         """[batch, 8, 8] to [batch, 8, 8, dim]."""
-        return self.embed(images[:, None]).movedim(1, -1) + self.place
+        embedded: torch.Tensor = self.embed(images[:, None])
+        return embedded.movedim(1, -1) + self.place
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[batch, 8, 8] to [batch, classes]."""
         x = self.stage1(self.tokens(images))
         x = self.narrow(x.movedim(-1, 1)).movedim(1, -1)
-        return self.classify(self.stage2(x).mean((1, 2)))
+        scores: torch.Tensor = self.classify(self.stage2(x).mean((1, 2)))
+        return scores
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
@@ -106,7 +113,7 @@ def attention_maps(block: Block, x: torch.Tensor) -> torch.Tensor:
     qkv = layer.qkv(block.norm(x)).unflatten(-1, (3, layer.num_heads, layer.head_dim))
     query, key, _ = qkv.unbind(-3)
     units = torch.eye(SIZE * SIZE).view(1, SIZE, SIZE, 1, -1).expand(-1, -1, -1, key.shape[-2], -1)
-    weights = na2d(
+    weights: torch.Tensor = na2d(
         query,
         key,
         units,
@@ -118,14 +125,14 @@ def attention_maps(block: Block, x: torch.Tensor) -> torch.Tensor:
     return weights.mean(-2).view(SIZE, SIZE, SIZE, SIZE)
 
 
-def draw_window(axes, image: np.ndarray, weights: np.ndarray, query: tuple[int, int]) -> None:
+def draw_window(axes: Axes, image: Array, weights: Array, query: tuple[int, int]) -> None:
     """The image, with the query's window framed and shaded by weight."""
     axes.imshow(image, cmap=INK, vmin=0, vmax=1, alpha=0.5)
     for y, x in np.argwhere(weights > 0):
         share = weights[y, x] / weights.max()
-        axes.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=WINDOW, alpha=0.75 * share))
-        frame = {"fill": False, "edgecolor": WINDOW, "linewidth": 1}
-        axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=WINDOW, alpha=0.75 * share))
+        corner = x - 0.46, y - 0.46
+        axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=WINDOW, linewidth=1))
     axes.plot(query[1], query[0], "o", color="black", markersize=4)
 
 
@@ -141,8 +148,9 @@ def draw(model: Classifier, images: torch.Tensor, labels: torch.Tensor, path: Pa
         row[0].imshow(image, cmap=INK, vmin=0, vmax=1)
         row[0].set_title(f"a {int(labels[index])}, taken for a {guess}", fontsize=9)
         x = model.tokens(image[None])
-        first = attention_maps(model.stage1[0], x)
-        second = attention_maps(model.stage1[1], model.stage1[0](x))
+        one, two = model.stage1
+        assert isinstance(one, Block) and isinstance(two, Block)
+        first, second = attention_maps(one, x), attention_maps(two, one(x))
         for i, query in enumerate(queries):
             for j, (maps, name) in enumerate([(first, "3x3"), (second, "3x3, dilation 2")]):
                 axes = row[1 + 2 * i + j]

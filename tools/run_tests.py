@@ -84,7 +84,7 @@ def lint_steps() -> list[Step]:
         ),
         Step("ruff format", shell("ruff format --check ."), lint=True),
         Step("ruff check", shell("ruff check ."), lint=True),
-        Step("mypy", shell("mypy python/natten"), lint=True),
+        Step("mypy", shell("mypy"), lint=True),
         Step("budgets", python("tools/budget.py"), lint=True),
         Step("arrows", python("tools/arrows.py"), lint=True),
         Step("ctypes", python("tools/check_ctypes.py"), lint=True),
