@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
 from ._front import public
-from ._items import attention_of_items
+from ._items import attention_of_items, transformed
 from ._knobs import WINDOW_KNOBS, check_knobs
 from ._sequence import check_packed, check_tensors
 from ._window import Bools, Ints, bools, ints
@@ -85,7 +85,18 @@ def _make_table(
     return table, rows, total
 
 
-_table = functools.lru_cache(maxsize=64)(_make_table)
+@functools.lru_cache(maxsize=64)
+def _kept_table(*arguments: Any) -> tuple[Tensor, list[list[int]], int]:
+    with torch.inference_mode(False):  # autograd may save it later
+        return _make_table(*arguments)
+
+
+def _table(*arguments: Any) -> tuple[Tensor, list[list[int]], int]:
+    """A table that is kept, or one of its own where tensors are not what they seem."""
+    special = torch.compiler.is_compiling() or transformed()
+    if special or torch._C._len_torch_dispatch_stack():
+        return _make_table(*arguments)
+    return _kept_table(*arguments)
 
 
 @functools.partial(public, rank=0)
@@ -142,8 +153,7 @@ def neighborhood_attention_varlen(
     check_packed(query, key, value)
     if kernel_size is None and kernel_size_list is None:
         raise NattenTypeError("kernel_size or kernel_size_list must be given.")
-    make = _make_table if torch.compiler.is_compiling() else _table
-    table, rows, total = make(
+    table, rows, total = _table(
         _layouts(token_layouts),
         (_freeze(kernel_size), _freeze(stride), _freeze(dilation), _freeze(is_causal)),
         tuple(map(_freeze, (kernel_size_list, stride_list, dilation_list, is_causal_list))),

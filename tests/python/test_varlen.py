@@ -249,6 +249,19 @@ def test_nothing_outside_an_item_is_read() -> None:
     assert out[:, 12:24].isfinite().all()
 
 
+def test_tables_are_kept_for_whoever_comes_next() -> None:
+    layouts = [(3, 5), (4, 2)]
+    q = torch.randn(1, 23, 2, 4)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(q)
+        assert F.neighborhood_attention_varlen(fake, fake, fake, layouts, 2).shape == q.shape
+    with torch.inference_mode():
+        first = F.neighborhood_attention_varlen(q, q, q, layouts, 2)
+    out = F.neighborhood_attention_varlen(q.requires_grad_(), q, q, layouts, 2)
+    out.sum().backward()
+    assert torch.equal(out, first)
+
+
 def test_no_items_and_empty_ones() -> None:
     q = torch.zeros(1, 0, 2, 4)
     assert F.neighborhood_attention_varlen(q, q, q, [], 3).shape == (1, 0, 2, 4)
