@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from . import _lib
-from ._state import MemoryUsagePreference, NattenContext
+from ._state import MemoryUsagePreference, NattenContext, lock
 
 _MEMORY = {
     MemoryUsagePreference.Strict: _lib.PREFER_LITTLE_MEMORY,
@@ -26,10 +26,7 @@ def _torch_allows_tf32() -> bool:
         return getattr(matmul, "fp32_precision", "ieee") == "tf32"
 
 
-def refresh() -> int:
-    """Reads the settings again. Whoever changes one calls this, and so does every call on CUDA, as
-    torch's may have changed."""
-    global current
+def _wanted() -> int:
     context = NattenContext
     found = 0
     if context.is_gemm_enabled:
@@ -41,7 +38,16 @@ def refresh() -> int:
     if context.is_kv_parallelism_enabled and not torch.are_deterministic_algorithms_enabled():
         found |= _lib.PREFER_KV_PARALLEL
         found |= _MEMORY.get(context.training_memory_preference, 0)
-    if found != current:
-        current = found
-        _lib.library.natten_torch_prefer(found)
+    return found
+
+
+def refresh() -> int:
+    """Reads the settings again. Whoever changes one calls this, and so does every call on CUDA, as
+    torch's may have changed."""
+    global current
+    with lock:  # or the library might keep what another thread found before
+        found = _wanted()
+        if found != current:
+            current = found
+            _lib.library.natten_torch_prefer(found)
     return found
