@@ -79,8 +79,7 @@ static void *work(void *unused)
     return unused;
 }
 
-/* The reference kernels run everywhere; 128 threads may have 255 registers each. They divide 64-bit
- * task numbers, which is a call, and once per task may spill a few registers around it. */
+/* The reference kernels run everywhere; 128 threads may have 255 registers each. */
 static void add_reference(const char *arch)
 {
     for (int op = 0; op < NATTEN_OPS; op++)
@@ -89,7 +88,7 @@ static void add_reference(const char *arch)
             na_special_init(&special, "reference.cu", arch);
             na_special_set(&special, "NA_OP", op);
             na_special_set(&special, "NA_DTYPE", dtype);
-            add(&special, 255, 128, 0);
+            add(&special, 255, 0, 0);
         }
 }
 

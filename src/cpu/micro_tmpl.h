@@ -2,11 +2,11 @@
  * The three inner loops of every kernel, on packed operands:
  *   correlate   score[r][key][lane]  = query[r][lane] . key
  *   aggregate   out[r][lane]         = sum over keys of weight[r][key][lane] * value[key]
- *   scatter     sum[key]            += sum over rows and lanes of weight[r][key][lane] *
- * grad[r][lane] Scores and weights of a tile row are [key][lane], keys in the order of the spans
- * that the row sees, WIDTH reals from one key to the next: VL, or HALF for half tiles. All rows of
- * a tile keep their own pointer, since they see different spans. Parameters: the vector words of
- * simd.h. */
+ *   scatter     sum[key] += sum over rows and lanes of weight[r][key][lane] * grad[r][lane]
+ *
+ * Scores and weights of a tile row are [key][lane], keys in the order of the spans that the row
+ * sees, WIDTH reals from one key to the next: VL, or HALF for half tiles. All rows of a tile keep
+ * their own pointer, since they see different spans. Parameters: the vector words of simd.h. */
 
 /* Keys whose scores one call keeps in registers, for each number of rows. */
 #if REGISTERS >= 32

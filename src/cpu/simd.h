@@ -26,9 +26,11 @@
  *   load_f16 load_bf16 store_f16 store_bf16    VL halves at any address, rounded to nearest even
  *   split2(a, &e)                       m in [0.75, 1.5) with a = m * 2^e, for normal a > 0
  * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.
- * Operands of products then hold two numbers in the place of a real, and dot(a, b, c) c plus both
- * products of each lane; bfloat16 that are denormal count as 0 pair(a, b) a (first) and b, rounded
- * to nearest first(a)                            the pair's first number and 0 */
+ * Operands of products then hold two numbers in the place of a real, and there are
+ *
+ *   dot(a, b, c)                        c plus both products of each lane; denormals count as 0
+ *   pair(a, b)                          a (first) and b, rounded to nearest
+ *   first(a)                            the pair's first number and 0 */
 #ifndef NATTEN_CPU_SIMD_H
 #define NATTEN_CPU_SIMD_H
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/dropout.h"
 #include "core/kernel.h"
 #include "cuda/device.h"
 #include "cuda/jit.h"
@@ -138,6 +139,8 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     s->device = device;
     s->arguments.problem = plan->problem;
+    s->arguments.threshold = na_dropout_threshold(plan->problem.dropout);
+    s->arguments.factor = na_dropout_factor(s->arguments.threshold);
     for (int i = 0; i < 3; i++)
         s->arguments.axis[i] = na_axis_of(&plan->problem.axis[i]);
     status = na_context_enter(device->index, &context);

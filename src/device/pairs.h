@@ -6,6 +6,7 @@
 #define NATTEN_DEVICE_PAIRS_H
 
 #include "core/dropout.h"
+#include "device/divide.h"
 #include "device/reference.h"
 #include "device/words/words.h"
 
@@ -130,18 +131,17 @@ NA_WORD int tokens_of(const int *extent) { return extent[0] * extent[1] * extent
 /* Task `index`: a token of a head of a batch. */
 NA_WORD place place_of(int64_t index, const int *extent, int heads)
 {
-    int tokens = tokens_of(extent);
-    int64_t row = index / tokens;
+    int token;
+    int64_t row = na_divide(index, tokens_of(extent), &token);
     place at;
-    token_of((int)(index % tokens), extent, at.at);
-    at.head = (int)(row % heads);
-    at.batch = (int)(row / heads);
+    token_of(token, extent, at.at);
+    at.batch = (int)na_divide(row, heads, &at.head);
     return at;
 }
 
 NA_WORD int kv_head(const na_reference *p, int head)
 {
-    return head / (int)(p->problem.heads / p->problem.kv_heads);
+    return head / ((int)p->problem.heads / (int)p->problem.kv_heads);
 }
 
 /* Tokens in a window. */
@@ -237,14 +237,13 @@ NA_WORD pair key_pair(const na_reference *p, const place *query, const place *ke
 NA_WORD real dropout_of(const na_reference *p, const pair *w)
 {
     const natten_axis *axis = p->problem.axis;
-    int threshold = na_dropout_threshold(p->problem.dropout);
-    if (!threshold)
+    if (!p->threshold)
         return 1;
     na_words row = na_dropout_row(p->seed, p->offset, w->query.batch, w->query.head,
                                   (int)axis[0].query_origin + w->query.at[0],
                                   (int)axis[1].query_origin + w->query.at[1]);
     int number = (int)na_dropout_number(row, (int)axis[2].query_origin + w->query.at[2], w->slot);
-    return number < threshold ? 0 : (real)na_dropout_factor(threshold);
+    return number < p->threshold ? 0 : (real)p->factor;
 }
 
 #endif

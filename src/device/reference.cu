@@ -298,7 +298,7 @@ NA_WORD void key_task(const na_reference *p, const place *key, int additional)
     natten_role d_value = additional ? NATTEN_D_ADDITIONAL_VALUE : NATTEN_D_VALUE;
     int64_t head_dim = p->problem.head_dim, value_dim = p->problem.value_dim;
     int64_t channels = head_dim > value_dim ? head_dim : value_dim;
-    int group = (int)(p->problem.heads / p->problem.kv_heads), lane = na_thread() % LANES;
+    int group = (int)p->problem.heads / (int)p->problem.kv_heads, lane = na_thread() % LANES;
     for (int a = 0; a < 3; a++) {
         span whole = {0, 1, (int)p->problem.axis[a].query_extent};
         box[a] = additional ? whole : queries_of(p, a, key->at[a]);

@@ -13,6 +13,9 @@ typedef struct na_reference {
     na_axis axis[3];        /* the same axes, as the window rule wants them */
     void *data[NATTEN_ROLES];
     uint64_t seed, offset; /* of dropout */
+    /* Of dropout as well: made once, as dividing for each pair would be a slow call. */
+    int threshold;
+    double factor;
 } na_reference;
 
 #endif

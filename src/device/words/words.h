@@ -5,7 +5,8 @@
  * there is no GPU. Kernels keep to the C that both compilers share.
  *
  * A kernel is NA_KERNEL(name, type, threads) { ... }, whose only argument is `const type p`. Its
- * grid has one axis. Shared memory is dynamic, one piece, at na_shared(). */
+ * grid has one axis. Shared memory is dynamic, one piece, at na_shared(). Two blocks fit on a
+ * multiprocessor: without a number the compiler spills registers to have room for more. */
 #ifndef NATTEN_DEVICE_WORDS_H
 #define NATTEN_DEVICE_WORDS_H
 
@@ -15,7 +16,7 @@
 
 #define NA_WORD static __device__ __forceinline__
 #define NA_KERNEL(name, type, threads)                                                             \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ type p)
+    extern "C" __global__ void __launch_bounds__(threads, 2) name(const __grid_constant__ type p)
 
 /* This thread of its block, the block, how many blocks there are. */
 NA_WORD int na_thread(void) { return (int)threadIdx.x; }
