@@ -12,6 +12,7 @@
 
 #include "bench.h"
 #include "device_memory.h"
+#include "peak.h"
 #include "trial.h"
 
 enum { KERNELS = 256 };
@@ -177,17 +178,6 @@ static const char *check_plan(const trial *t, const natten_plan *plan, record *r
     return wrong;
 }
 
-/* Some kernels round softmax weights to half precision: of the many in tensor cores' long windows
- * the errors partly cancel out; but a key may have a single visitor. */
-static double weight_error(const char *kernel, int64_t dtype)
-{
-    if (!strcmp(kernel, "cuda-sm90-backward"))
-        return dtype == NATTEN_BF16 ? 0x1p-8 : dtype == NATTEN_F16 ? 0x1p-11 : 0;
-    if (!strncmp(kernel, "cuda-sm", 7))
-        return dtype == NATTEN_BF16 ? 0x1p-9 : dtype == NATTEN_F16 ? 0x1p-12 : 0;
-    return !strncmp(kernel, "cpu-avx512bf16", 14) ? 0x1p-8 : 0;
-}
-
 /* The plan of exactly this kernel. NULL: it does not take the problem; *reason is then its
  * sentence, or NULL when it is a kernel of another op. */
 static natten_plan *plan_of(const natten_problem *problem, const char *name, const char **reason)
@@ -237,7 +227,7 @@ static void check_op(const test_problem *test, natten_op op, const options *o)
                 printf("%s refuses %s: %s\n", name, text, reason);
             continue;
         }
-        t.weight_error = weight_error(name, problem.dtype);
+        t.kernel = name;
         const char *wrong = check_plan(&t, plan, &records[i], text);
         natten_plan_destroy(plan);
         if (wrong)
@@ -323,7 +313,8 @@ static int usage(void)
          "  -o op       forward, backward, qk, qk-backward, av, av-backward; else all\n"
          "  -v          every check, and why kernels refuse\n"
          "  --random n  n random small problems over all features\n"
-         "  --bench     time instead; -t threads (1), --csv, --choices: of the first kernel");
+         "  --bench     time instead; -t threads (1), --csv, --choices: of the first kernel,\n"
+         "              --busy: by processor time, one thread, beside other programs");
     return 2;
 }
 
@@ -351,6 +342,8 @@ static int read_options(int argc, char **argv, options *o, int *random_count)
             o->verbose = 1;
         else if (!strcmp(name, "--bench"))
             o->bench = 1;
+        else if (!strcmp(name, "--busy"))
+            seconds_of_processor();
         else if (!strcmp(name, "--csv"))
             o->csv = 1;
         else if (!strcmp(name, "--choices"))

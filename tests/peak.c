@@ -11,15 +11,21 @@
 /* Enough independent chains to hide the latency, few enough for 16 registers. */
 enum { CHAINS = 12, ROUNDS = 20000, MOST_THREADS = 256 };
 
+static clockid_t used_clock = CLOCK_MONOTONIC;
+
+void seconds_of_processor(void) { used_clock = CLOCK_PROCESS_CPUTIME_ID; }
+
 double seconds_now(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(used_clock, &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
 peak_width peak_of_kernel(const char *name)
 {
+    if (strstr(name, "avx512bf16"))
+        return PEAK_PAIRS;
     return strstr(name, "avx512") ? PEAK_AVX512 : strstr(name, "avx2") ? PEAK_AVX2 : PEAK_GENERIC;
 }
 
@@ -65,13 +71,31 @@ __attribute__((target("avx512f"))) static float spin_avx512(float start)
         sums[0] = _mm512_add_ps(sums[0], sums[c]);
     return _mm512_cvtss_f32(sums[0]);
 }
+
+__attribute__((target("avx512f,avx512bf16"))) static float spin_pairs(float start)
+{
+    __m512 sums[CHAINS];
+    const __m512bh factor = (__m512bh)_mm512_set1_epi32(0x3e803e80); /* pairs of 0.25 */
+    for (int c = 0; c < CHAINS; c++)
+        sums[c] = _mm512_set1_ps(start + (float)c);
+    for (int i = 0; i < ROUNDS; i++)
+        for (int c = 0; c < CHAINS; c++)
+            sums[c] = _mm512_dpbf16_ps(sums[c], factor, factor);
+    for (int c = 1; c < CHAINS; c++)
+        sums[0] = _mm512_add_ps(sums[0], sums[c]);
+    return _mm512_cvtss_f32(sums[0]);
+}
 #endif
 
 static float (*spin_of(peak_width *width))(float)
 {
 #if defined(__x86_64__)
-    if (*width == PEAK_AVX512 && __builtin_cpu_supports("avx512f"))
+    if (*width == PEAK_PAIRS && __builtin_cpu_supports("avx512bf16"))
+        return spin_pairs;
+    if (*width >= PEAK_AVX512 && __builtin_cpu_supports("avx512f")) {
+        *width = PEAK_AVX512;
         return spin_avx512;
+    }
     if (*width >= PEAK_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         *width = PEAK_AVX2;
         return spin_avx2;
@@ -115,6 +139,7 @@ double peak_measure(peak_width width, int threads)
         pthread_join(others[--started], NULL);
     double took = seconds_now() - from;
     pthread_barrier_destroy(&begin);
-    const double lanes[] = {[PEAK_GENERIC] = 4, [PEAK_AVX2] = 8, [PEAK_AVX512] = 16};
+    const double lanes[] = {
+        [PEAK_GENERIC] = 4, [PEAK_AVX2] = 8, [PEAK_AVX512] = 16, [PEAK_PAIRS] = 32};
     return 2.0 * CHAINS * ROUNDS * lanes[width] * threads / took * 1e-9;
 }

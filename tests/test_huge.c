@@ -32,6 +32,7 @@ static void compare(const trial *t, const tensor *got)
 static void test_kernel(const trial *packed, const char *name)
 {
     trial t = *packed; /* the same values, in other places */
+    t.kernel = name;
     tensor tensors[NATTEN_ROLES];
     natten_run run = {.threads = 2};
     natten_plan *plan;

@@ -120,7 +120,7 @@ static void test_choices(void)
             if (!make_trial(&t, texts[i], (natten_op)op))
                 continue;
             for (size_t k = 0; k < sizeof kernels / sizeof *kernels; k++) {
-                t.weight_error = k ? 0 : 0x1p-8;
+                t.kernel = kernels[k];
                 int64_t choices = try_choices(&t, kernels[k]);
                 CHECK(choices > 2 || k < 4);
             }
@@ -433,7 +433,7 @@ static void test_cuda(void)
     subject_make(&s, "b1h2d16_9x20_w3x5_bf16", NATTEN_FORWARD);
     natten_problem *p = &s.t.problem;
     p->device = NATTEN_CUDA;
-    s.t.weight_error = 0x1p-9;
+    s.t.kernel = "cuda-sm90-forward";
     int tried = 0;
     CHECK(natten_plan_create(p, "cuda-sm90", &plan) == NATTEN_OK);
     const int64_t choices = natten_plan_choices(plan);

@@ -227,6 +227,17 @@ static double roundoffs(const trial *t, natten_role role)
     return 12 + 3 * t->logits + 0.5 * sqrt(terms);
 }
 
+/* Some kernels round softmax weights, and gradients of logits, to half precision: each by the unit
+ * roundoff of that type at most. Nothing less would do: a key may have a single visitor, and a
+ * query a single key that matters. */
+static double weight_error(const trial *t)
+{
+    if (!t->kernel ||
+        (strncmp(t->kernel, "cuda-sm", 7) && strncmp(t->kernel, "cpu-avx512bf16", 14)))
+        return 0;
+    return t->problem.dtype == NATTEN_BF16 ? 0x1p-8 : t->problem.dtype == NATTEN_F16 ? 0x1p-11 : 0;
+}
+
 /* The bound on the error of one element, but for its last rounding. */
 static double allowed_error(const trial *t, natten_role role, double magnitude)
 {
@@ -236,7 +247,7 @@ static double allowed_error(const trial *t, natten_role role, double magnitude)
         return unit * (12 + 3 * t->logits + magnitude);
     /* Weights that underflow are as good as 0. */
     const double error = roundoffs(t, role) * unit * magnitude + 0x1p-120;
-    return error + t->weight_error * magnitude;
+    return error + weight_error(t) * magnitude;
 }
 
 static double largest_magnitude(const double *values, int64_t count)
@@ -286,7 +297,7 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
      * twice that, as a key may have a single visitor, and gradients of logits add up to 0. */
     const int64_t enough = 1000;
     double most = role >= NATTEN_D_QUERY ? 3 : 2;
-    if (t->weight_error && role != NATTEN_LSE && count >= enough)
+    if (weight_error(t) > 0 && role != NATTEN_LSE && count >= enough)
         error.share = fmax(error.share, worst / (most * roundings));
     return error;
 }

@@ -16,7 +16,7 @@ typedef struct trial {
     double *values[NATTEN_ROLES];    /* of each role of the problem, in tensor_write's order */
     double *magnitude[NATTEN_ROLES]; /* of each output: the sum of its terms' magnitudes */
     double logits;                   /* the largest magnitude of a logit; 0: the op has none */
-    double weight_error; /* how far a kernel may round a softmax weight, relative to it; 0: not */
+    const char *kernel; /* whose results trial_compare sees; NULL: one that rounds no weights */
 } trial;
 
 /* NULL, or what went wrong. The data depend on the seed and the problem only. trial_make_inputs
