@@ -6,7 +6,7 @@
 #include "cpu/kernels.h"
 
 /* Computes one small problem with both kernels: how many times faster the second is; 0 if they
- * disagree; negative if there is no memory to find out. Takes some 0.2 ms. */
+ * disagree; negative if there is no memory to find out. Takes some 0.7 ms. */
 double na_pairs_try(const na_cpu_kernels *floats, const na_cpu_kernels *pairs);
 
 /* The same for AVX-512 and AVX-512 BF16, found out at the first call. */
