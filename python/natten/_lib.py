@@ -186,9 +186,10 @@ class ItemAxis(ctypes.Structure):
 
 
 def _path() -> Path:
-    """The library in the installed package, or that of a build beside a source tree."""
+    """The library in the installed package, or that of a build beside a source tree. (In a folder
+    of its own: beside the modules it would be what `import natten.libnatten` finds.)"""
     name = "libnatten.so"
-    installed = Path(str(resources.files("natten").joinpath(name)))
+    installed = Path(str(resources.files("natten").joinpath("lib", name)))
     built = Path(__file__).resolve().parents[2] / "build" / name
     for path in (installed, built):
         if path.exists():

@@ -35,7 +35,7 @@ def check_wheel(path: Path) -> None:
     assert re.fullmatch(r"natten-[\d.]+-py3-none-\w+\.whl", path.name), path.name
     names = zipfile.ZipFile(path).namelist()
     libraries = [name for name in names if ".so" in name]
-    assert libraries == ["natten/libnatten.so"], libraries
+    assert libraries == ["natten/lib/libnatten.so"], libraries
     outside = [name for name in names if not re.match(r"natten(-[\d.]+\.dist-info)?/", name)]
     assert not outside, outside
     for name in ("natten/__init__.py", "natten/py.typed"):
