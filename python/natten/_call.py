@@ -10,10 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import _lib
-from ._errors import from_status
+from ._errors import NattenError, from_status
 
-# kernel_size, stride, dilation, is_causal and, of a block, query_origin, key_origin and
-# global_extent, each with an entry for each axis.
+_NAMES = (
+    "kernel_size",
+    "stride",
+    "dilation",
+    "is_causal",
+    "query_origin",
+    "key_origin",
+    "global_extent",
+)
+# These, each with an entry for each axis; the last three only of a block.
 Window = tuple[int, ...]
 _PARTS = 4
 _PARTS_OF_BLOCK = 7
@@ -124,6 +132,23 @@ OPS = (NA, NA_BACKWARD, QK, QK_BACKWARD, AV, AV_BACKWARD)
 
 MASKED_OPS = (NA_MASKED, NA_MASKED_BACKWARD)
 
+#: What Python calls the inputs.
+ARGUMENTS = {
+    _lib.QUERY: "query",
+    _lib.KEY: "key",
+    _lib.VALUE: "value",
+    _lib.OUT: "out",
+    _lib.LSE: "lse",
+    _lib.ATTN: "attn",
+    _lib.RPB: "rpb",
+    _lib.ADDITIONAL_KEY: "additional_keys",
+    _lib.ADDITIONAL_VALUE: "additional_values",
+    _lib.KEY_BIAS: "key_bias",
+    _lib.D_OUT: "d_out",
+    _lib.D_LSE: "d_lse",
+    _lib.D_ATTN: "d_attn",
+}
+
 # Roles of inputs that may be left out.
 OPTIONAL = frozenset(
     (_lib.RPB, _lib.ADDITIONAL_KEY, _lib.ADDITIONAL_VALUE, _lib.KEY_BIAS, _lib.D_LSE)
@@ -155,6 +180,7 @@ class Call:
         preferences: int = _lib.PREFER_USUAL,
         dropout: float = 0.0,
     ) -> None:
+        _check_fits(window)
         self.struct = call = _lib.Call()
         call.dropout = dropout
         call.op, call.order = op.op, op.order
@@ -228,6 +254,14 @@ _repeat = _lib.library.natten_call_repeat
 def _check(status: int) -> None:
     if status:
         raise from_status(status, _lib.library.natten_last_error().decode())
+
+
+def _check_fits(window: Window) -> None:
+    """Raises if an entry is more than the library's integers hold: ctypes would cut it off."""
+    for name, numbers in zip(_NAMES, parts(window), strict=False):
+        for axis, number in enumerate(numbers):
+            if not -(1 << 62) < number < 1 << 62:
+                raise NattenError(f"{name} must be less than 2^62, got {number} for axis {axis}.")
 
 
 def _fill(tensor: _lib.Tensor, view: View) -> None:

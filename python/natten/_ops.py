@@ -32,26 +32,11 @@ _DTYPES = {
 _TORCH_DTYPES = {code: dtype for dtype, code in _DTYPES.items()}
 _DEVICES = {"cpu": _lib.CPU, "cuda": _lib.CUDA, "meta": _lib.CPU}
 
-_ARGUMENTS = {
-    _lib.QUERY: "query",
-    _lib.KEY: "key",
-    _lib.VALUE: "value",
-    _lib.OUT: "out",
-    _lib.LSE: "lse",
-    _lib.ATTN: "attn",
-    _lib.RPB: "rpb",
-    _lib.ADDITIONAL_KEY: "additional_keys",
-    _lib.ADDITIONAL_VALUE: "additional_values",
-    _lib.KEY_BIAS: "key_bias",
-    _lib.D_OUT: "d_out",
-    _lib.D_LSE: "d_lse",
-    _lib.D_ATTN: "d_attn",
-}
-
 
 def _schema(op: Op, name: str) -> str:
     tensors = ", ".join(
-        f"Tensor{'?' if role in _call.OPTIONAL else ''} {_ARGUMENTS[role]}" for role in op.inputs
+        f"Tensor{'?' if role in _call.OPTIONAL else ''} {_call.ARGUMENTS[role]}"
+        for role in op.inputs
     )
     numbers = "int[] window, float? scale" + (", float dropout" if op.masks else "")
     numbers += (", int wanted" if op.chooses else "") + (", Tensor? seed" if op.masks else "")

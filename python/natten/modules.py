@@ -75,7 +75,8 @@ class _NeighborhoodAttention(nn.Module):
         kernel_size = self._deep("kernel_size", kernel_size, kernel_size_d)
         dilation = self._deep("dilation", dilation, dilation_d)
         rel_pos_bias = _renamed("bias", bias, "rel_pos_bias", rel_pos_bias, False)
-        if num_heads < 1 or dim % num_heads:
+        (dim,), (num_heads,) = ints("dim", dim, 1), ints("num_heads", num_heads, 1)
+        if num_heads < 1 or dim < 1 or dim % num_heads:
             raise NattenError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}.")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -83,6 +84,7 @@ class _NeighborhoodAttention(nn.Module):
         self.kernel_size = ints("kernel_size", kernel_size, self.rank)
         self.dilation = ints("dilation", dilation, self.rank)
         self.stride = ints("stride", stride, self.rank)
+        self._check_window()
         self.is_causal = tuple(bool(x) for x in bools("is_causal", is_causal, self.rank))
         self.pad_small_inputs = pad_small_inputs
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
@@ -105,6 +107,20 @@ class _NeighborhoodAttention(nn.Module):
                 f"{self.rank} axes."
             )
         return first, others, others
+
+    def _check_window(self) -> None:
+        """What needs no map to be known."""
+        for axis, numbers in enumerate(
+            zip(self.kernel_size, self.dilation, self.stride, strict=True)
+        ):
+            for name, number in zip(("kernel_size", "dilation", "stride"), numbers, strict=True):
+                if number < 1:
+                    raise NattenError(f"{name} must be at least 1, got {number} for axis {axis}.")
+            if numbers[2] > numbers[0]:
+                raise NattenError(
+                    f"stride must be at most kernel_size, got stride {numbers[2]} and kernel_size "
+                    f"{numbers[0]} for axis {axis}."
+                )
 
     def _rpb_shape(self) -> tuple[int, ...]:
         if any(size % 2 == 0 for size in self.kernel_size):

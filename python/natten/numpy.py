@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -43,10 +44,11 @@ _NAMES = {code: name for name, code in _DTYPES.items()}
 
 def _usable(array: Array | None, role: int) -> Array | None:
     """The array, or a copy if the library could not address its elements."""
-    if array is None:
+    name = _call.ARGUMENTS[role]
+    if array is None and role in _call.OPTIONAL:
         return None
     if not isinstance(array, np.ndarray):
-        raise NattenTypeError(f"Expected a NumPy array, got {type(array).__name__}.")
+        raise NattenTypeError(f"{name} must be a NumPy array, got {type(array).__name__}.")
     size = array.itemsize
     addressable = array.flags.aligned and array.dtype.isnative
     addressable = addressable and not any(stride % size for stride in array.strides)
@@ -75,8 +77,7 @@ def _compute(
     seed: int = 0,
 ) -> tuple[Array | None, ...]:
     """Runs an op; what is not wanted of its results is None."""
-    if order not in _ORDERS:
-        raise NattenError(f"order must be 'heads_last' or 'heads_first', got {order!r}.")
+    _check_numbers(dropout_p, seed)
     usable = [_usable(array, role) for array, role in zip(arrays, op.inputs, strict=True)]
     bits = sum(1 << i for i, want in enumerate(wanted) if want)
     ordered = replace(op, order=_ORDERS[order])
@@ -100,17 +101,38 @@ def _rank_error(name: str, array: Any, rank: int) -> None:
         )
 
 
+def _check_numbers(dropout_p: Any, seed: Any) -> None:
+    """What ctypes would say less well, or not at all."""
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):
+        raise NattenTypeError(f"dropout_p must be a number, got {dropout_p!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise NattenTypeError(f"seed must be an integer, got {seed!r}.")
+    if not 0 <= seed < 1 << 64:
+        raise NattenError(f"seed must be at least 0 and less than 2^64, got {seed}.")
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise NattenTypeError(f"{name} must be a bool, got {value!r}.")
+    return bool(value)
+
+
 def _first(order: Order) -> int:
     """Where the axes of the map begin."""
+    if not isinstance(order, str) or order not in _ORDERS:
+        raise NattenError(f"order must be 'heads_last' or 'heads_first', got {order!r}.")
     return 1 if order == "heads_last" else 2
 
 
 def _scale(scale: float | None, query: Array) -> float:
     if scale is None:
         return math.pow(max(query.shape[-1], 1), -0.5)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)):
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise NattenTypeError(f"scale must be a number, got {scale!r}.")
-    return float(scale)
+    try:
+        return float(scale)
+    except OverflowError:
+        return math.inf  # which the library refuses
 
 
 _P = ParamSpec("_P")
@@ -170,6 +192,7 @@ def _na(
     origins = (query_origin, key_origin, global_extent)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
     arrays = (query, key, value, rpb, additional_keys, additional_values, key_bias)
+    return_lse = _flag("return_lse", return_lse)
     more = (_scale(scale, query), (), dropout_p, seed)
     out, lse = _compute(_call.NA_MASKED, order, arrays, shape, *more)
     return (out, lse) if return_lse else out
@@ -273,7 +296,7 @@ def _na_qk_backward(
     origins = (query_origin, key_origin, global_extent)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, _first(order))
     arrays = (d_attn, query, key, additional_keys)
-    wanted = (True, True, with_rpb, additional_keys is not None)
+    wanted = (True, True, _flag("with_rpb", with_rpb), additional_keys is not None)
     return _compute(_call.QK_BACKWARD, order, arrays, shape, 1.0, wanted)
 
 

@@ -142,7 +142,7 @@ def explain(tensors: dict[str, Tensor], numbers: dict[str, Any], *, backward: bo
     op = _call.NA_BACKWARD if backward else _call.NA
     views: list[_call.View | None] = []
     for role in op.inputs:
-        tensor = given.get(_ops._ARGUMENTS[role])
+        tensor = given.get(_call.ARGUMENTS[role])
         views.append(None if tensor is None else _view(tensor))
     rank = query.dim() - 3
     shape = window(rank, *(numbers[n] for n in ("kernel_size", "stride", "dilation", "is_causal")))

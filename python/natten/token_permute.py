@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._errors import NattenError
+from ._errors import NattenError, NattenTypeError
 from ._window import Ints, ints
 
 __all__ = ["token_permute_operation", "token_unpermute_operation"]
@@ -27,6 +27,11 @@ def _positive(name: str, value: Ints, rank: int) -> _Shape:
         if size < 1:
             raise NattenError(f"{name} must be at least 1, got {size} on axis {axis}.")
     return sizes
+
+
+def _check_type(tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise NattenTypeError(f"tensor must be a tensor, got {type(tensor).__name__}.")
 
 
 def _rests(layout: Iterable[int], tile: _Shape, dilation: _Shape) -> _Shape:
@@ -66,6 +71,7 @@ def token_permute_operation(
     Raises:
         NattenError: a wrong size. NattenTypeError: a wrong type.
     """
+    _check_type(tensor)
     if tensor.dim() not in (4, 5, 6):
         raise NattenError(
             "tensor must be [batch, *map, heads, channels] with 1, 2 or 3 axes in the map, got "
@@ -108,6 +114,7 @@ def token_unpermute_operation(
     Raises:
         NattenError: a wrong size. NattenTypeError: a wrong type.
     """
+    _check_type(tensor)
     if tensor.dim() != 4:
         raise NattenError(
             f"tensor must be [batch, tokens, heads, channels], got {tensor.dim()} dimensions."

@@ -64,9 +64,12 @@ def _make_table(
     names = ("kernel_size", "stride", "dilation")
     kernel_size, stride, dilation = (
         _each(name, value, per_item, count, ints, rank)
-        for name, value, per_item in zip(names, values, lists, strict=False)
+        for name, value, per_item in zip(names, values[:3], lists[:3], strict=True)
     )
     causal = _each("is_causal", values[3], lists[3], count, bools, rank)
+    for i, sizes in enumerate(kernel_size):
+        if min(sizes) < 1:  # 0 is what the table says of items in which all see all
+            raise NattenError(f"Item {i}: kernel_size must be at least 1, got {sizes}.")
     rows, total = [], 0
     for i, layout in enumerate(layouts):
         if (1 if isinstance(layout, int) else len(layout)) != rank:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -101,6 +102,21 @@ def test_text() -> None:
         "head_dim=4, num_heads=2, kernel_size=(3, 3), dilation=(1, 2), "
         "is_causal=(True, False), has_bias=False"
     ) in text
+
+
+def test_numbers_are_checked_before_there_is_a_map() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"kernel_size": (3, 0)}, "kernel_size must be at least 1, got 0 for axis 1."),
+        ({"dilation": -1}, "dilation must be at least 1, got -1 for axis 0."),
+        ({"stride": 4}, "stride must be at most kernel_size, got stride 4 and kernel_size 3 for"),
+        ({"dim": 0}, "dim must be a multiple of num_heads, got 0 and 2."),
+    ]
+    for changed, text in wrong:
+        with pytest.raises(natten.NattenError, match=re.escape(text)):
+            NeighborhoodAttention2D(**{"dim": 8, "num_heads": 2, "kernel_size": 3} | changed)
+    for changed in ({"dim": 8.0}, {"num_heads": "2"}, {"num_heads": True}):
+        with pytest.raises(NattenTypeError, match=f"{next(iter(changed))} must be an integer"):
+            NeighborhoodAttention2D(**{"dim": 8, "num_heads": 2, "kernel_size": 3} | changed)
 
 
 def test_names_of_other_versions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,20 @@ def test_errors() -> None:
     for error, text, arguments in bad:
         with pytest.raises(error, match=text):
             nn.na1d(query, key, value, *arguments)
+    more: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (NattenError, "kernel_size must be less than 2.62, got 1844", {"kernel_size": 2**64 + 3}),
+        (NattenError, "order must be 'heads_last' or 'heads_first'", {"order": ["heads_last"]}),
+        (NattenError, "scale must be finite", {"scale": 10**400}),
+        (NattenError, "seed must be at least 0 and less than 2.64, got -1", {"seed": -1}),
+        (NattenTypeError, "seed must be an integer, got 1.5", {"seed": 1.5}),
+        (NattenTypeError, "dropout_p must be a number, got '0.5'", {"dropout_p": "0.5"}),
+        (NattenTypeError, "return_lse must be a bool, got 1", {"return_lse": 1}),
+        (NattenTypeError, "rpb must be a NumPy array, got float", {"rpb": 0.5}),
+        (NattenTypeError, "value must be a NumPy array, got NoneType", {"value": None}),
+    ]
+    for error, text, changed in more:
+        with pytest.raises(error, match=text):
+            nn.na1d(**{"query": query, "key": key, "value": value, "kernel_size": 3} | changed)
     with pytest.raises(NattenError, match="query must have 5 dimensions for a map of rank 2"):
         nn.na2d(query, key, value, 3)
     with pytest.raises(NattenTypeError, match="query must be a NumPy array, got list"):

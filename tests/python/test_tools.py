@@ -76,6 +76,8 @@ def test_token_permute_errors() -> None:
         token_permute_operation(x, (2,))
     with pytest.raises(NattenError, match="dilation must be at least 1, got 0 on axis 1."):
         token_permute_operation(x, (2, 2), (1, 0))
+    with pytest.raises(NattenTypeError, match="tensor must be a tensor, got list."):
+        token_permute_operation([1.0], (2,))
     with pytest.raises(NattenError, match="1, 2 or 3 axes in the map, got 3 dimensions."):
         token_permute_operation(x[0, 0], (2,))
     with pytest.raises(NattenError, match="a multiple of the 2 groups and 16 tokens, got 1 and 15"):

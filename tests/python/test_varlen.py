@@ -308,6 +308,8 @@ TABLE: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "Item 0: kernel_size times dilation must be at most the extent, got kernel_size 3, dilation"
         " 1 and extent 2 for axis 0.",
     ),
+    (lambda: varlen(kernel_size=0), NattenError, "Item 0: kernel_size must be at least 1, got (0"),
+    (lambda: varlen(kernel_size_list=[2, (2, -1)]), NattenError, "Item 1: kernel_size must be at"),
     (lambda: varlen(kernel_size_list=[2, 4]), NattenError, "Item 1: kernel_size times dilation"),
     (lambda: varlen(stride_list=[1, 3]), NattenError, "Item 1: stride"),
     (lambda: varlen(dilation_list=[1]), NattenError, "an entry for each of the 2 items, got 1."),
