@@ -19,7 +19,7 @@ enum { KERNELS = 256 };
 
 typedef struct options {
     uint64_t seed;
-    const char *kernel; /* only kernels whose names begin so */
+    const char *kernel; /* only kernels whose names begin so; "!name": only others */
     int op;             /* -1: as the problem says */
     int verbose;
     int bench, threads, csv, choices;
@@ -202,6 +202,14 @@ static natten_plan *plan_of(const natten_problem *problem, const char *name, con
     return NULL;
 }
 
+static int is_asked_for(const options *o, const char *name)
+{
+    if (!o->kernel)
+        return 1;
+    const int others = *o->kernel == '!';
+    return others != !strncmp(name, o->kernel + others, strlen(o->kernel + others));
+}
+
 static void check_op(const test_problem *test, natten_op op, const options *o)
 {
     natten_problem problem;
@@ -217,7 +225,7 @@ static void check_op(const test_problem *test, natten_op op, const options *o)
     }
     const char *name, *reason;
     for (size_t i = 0; !complaint && i < KERNELS && (name = natten_kernel_name(i)); i++) {
-        if (o->kernel && strncmp(name, o->kernel, strlen(o->kernel)))
+        if (!is_asked_for(o, name))
             continue;
         problem.device = is_cuda(name) ? NATTEN_CUDA : NATTEN_CPU;
         natten_plan *plan = plan_of(&problem, name, &reason);
@@ -309,7 +317,7 @@ static int usage(void)
 {
     puts("check [option...] [problem or file.txt...]\n"
          "  -s seed     data (and --random's problems); else from the clock\n"
-         "  -k name     only kernels whose names begin so\n"
+         "  -k name     only kernels whose names begin so; !name: only others\n"
          "  -o op       forward, backward, qk, qk-backward, av, av-backward; else all\n"
          "  -v          every check, and why kernels refuse\n"
          "  --random n  n random small problems over all features\n"

@@ -130,6 +130,8 @@ def c_steps() -> list[Step]:
         Step("device texts by NVRTC", device_texts()),
         Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
         Step("check full", [check, f"{PROBLEMS}/full.txt"]),
+        # The references need minutes there, and have passed on everything else.
+        Step("check models", [check, "-k", "!cpu-reference", f"{PROBLEMS}/models.txt"]),
         Step("check random", [check, "--random", "150"]),
         Step(
             "build asan",
