@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._state import NattenContext
+from ._state import NattenContext, flag
 
 _Getter = Callable[[Tensor, Tensor, Tensor], list[Any]]
 
@@ -70,7 +70,8 @@ get_bwd_configs_for_cutlass_blackwell_fmha = _getter(
 
 def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
     """Remembers whether FlexAttention may be compiled, and for gradients too; without effect."""
-    NattenContext.flex_compile = mode
+    backprop = flag("backprop", backprop)
+    NattenContext.flex_compile = flag("mode", mode)
     NattenContext.flex_compile_backprop = mode and backprop
 
 
@@ -86,7 +87,7 @@ def is_flex_compile_allowed() -> bool:
 
 def allow_flex_compile_backprop(mode: bool = True) -> None:
     """Remembers whether FlexAttention may be compiled for gradients; without effect."""
-    NattenContext.flex_compile_backprop = mode
+    NattenContext.flex_compile_backprop = flag("mode", mode)
 
 
 def disable_flex_compile_backprop() -> None:

@@ -49,6 +49,14 @@ class NattenContext:
 tunes = False
 
 
+def follow_autotuner() -> None:
+    """What a plain call does about it, forward or backward."""
+    if tunes:
+        from . import autotuner
+
+        autotuner.follow()
+
+
 class _Followed(type):
     """The library follows each change of a setting, whoever makes it."""
 
@@ -83,42 +91,42 @@ class AutotunerContext(metaclass=_Followed):
     @staticmethod
     def set_enabled_for_forward(enabled: bool | None = None) -> None:
         """Switches tuning of the forward pass; None changes nothing."""
-        _set_enabled("enabled_for_forward", enabled)
+        set_autotuner(enabled_for_forward=enabled)
 
     @staticmethod
     def set_enabled_for_backward(enabled: bool | None = None) -> None:
         """Switches tuning of the backward pass; None changes nothing."""
-        _set_enabled("enabled_for_backward", enabled)
+        set_autotuner(enabled_for_backward=enabled)
 
     @staticmethod
     def set_thorough_mode_forward(enabled: bool | None = None) -> None:
         """Whether every choice is tried, and not only those that usually win."""
-        _set_flag("thorough_mode_forward", enabled)
+        set_autotuner(thorough_mode_forward=enabled)
 
     @staticmethod
     def set_thorough_mode_backward(enabled: bool | None = None) -> None:
         """Whether every choice is tried, and not only those that usually win."""
-        _set_flag("thorough_mode_backward", enabled)
+        set_autotuner(thorough_mode_backward=enabled)
 
     @staticmethod
     def set_warmup_steps_forward(steps: int | None = None) -> None:
         """Untimed runs of each choice of the forward pass."""
-        _set_steps("warmup_steps_forward", steps)
+        set_autotuner(warmup_steps_forward=steps)
 
     @staticmethod
     def set_warmup_steps_backward(steps: int | None = None) -> None:
         """Untimed runs of each choice of the backward pass."""
-        _set_steps("warmup_steps_backward", steps)
+        set_autotuner(warmup_steps_backward=steps)
 
     @staticmethod
     def set_steps_forward(steps: int | None = None) -> None:
         """Timed runs of each choice of the forward pass."""
-        _set_steps("steps_forward", steps)
+        set_autotuner(steps_forward=steps)
 
     @staticmethod
     def set_steps_backward(steps: int | None = None) -> None:
         """Timed runs of each choice of the backward pass."""
-        _set_steps("steps_backward", steps)
+        set_autotuner(steps_backward=steps)
 
 
 _AT_START: dict[Any, dict[str, Any]] = {
@@ -144,27 +152,32 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def _set_flag(name: str, enabled: bool | None) -> None:
-    if enabled is not None:
-        setattr(AutotunerContext, name, flag(name, enabled))
-
-
-def _set_enabled(name: str, enabled: bool | None) -> None:
+def set_autotuner(**values: Any) -> None:
+    """Sets attributes of AutotunerContext: all of them, or none if one is wrong. None changes
+    nothing."""
+    given = {name: value for name, value in values.items() if value is not None}
     with lock:
-        if enabled and NattenContext.is_deterministic_mode_enabled:
+        for name, value in given.items():
+            _check(name, value)
+        for name, value in given.items():
+            setattr(AutotunerContext, name, value)
+
+
+def _check(name: str, value: Any) -> None:
+    if "steps" in name:
+        _check_steps(name, value)
+    elif flag(name, value) and name.startswith("enabled"):
+        if NattenContext.is_deterministic_mode_enabled:
             raise NattenError(
                 "The autotuner may choose differently in every run, and "
                 "natten.use_deterministic_algorithms forbids that."
             )
-        _set_flag(name, enabled)
 
 
-def _set_steps(name: str, steps: int | None) -> None:
-    if steps is None:
-        return
+def _check_steps(name: str, steps: Any) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise NattenTypeError(f"{name} must be an integer, got {steps!r}.")
-    if steps < 0 or (steps == 0 and not name.startswith("warmup")):
-        least = 0 if name.startswith("warmup") else 1
-        raise NattenError(f"{name} must be at least {least}, got {steps}.")
-    setattr(AutotunerContext, name, steps)
+    least = 0 if name.startswith("warmup") else 1
+    # A larger one is a mistake, and ctypes would cut one of more than 64 bits without a word.
+    if not least <= steps < 1 << 31:
+        raise NattenError(f"{name} must be at least {least} and less than 2^31, got {steps}.")

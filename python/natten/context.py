@@ -21,7 +21,14 @@ from ._hardware import (
     has_tf32_gemm,
 )
 from ._preferences import refresh
-from ._state import AutotunerContext, MemoryUsagePreference, NattenContext, flag, lock
+from ._state import (
+    AutotunerContext,
+    MemoryUsagePreference,
+    NattenContext,
+    flag,
+    lock,
+    set_autotuner,
+)
 from .utils.log import get_logger
 
 __all__ = [
@@ -139,7 +146,7 @@ def set_memory_usage_preference(pref: str = "default") -> None:
         NattenError: it is none of the three.
     """
     choices = {choice.name.lower(): choice for choice in MemoryUsagePreference}
-    if pref not in choices:
+    if not isinstance(pref, str) or pref not in choices:
         raise NattenError(
             f'The memory usage preference must be "default", "strict" or "unrestricted", got '
             f"{pref!r}."
@@ -190,14 +197,16 @@ def use_fused_na(
         NattenError: kv_parallel, and use_deterministic_algorithms is on.
     """
     with lock:
+        use_flex = flag("use_flex_attention", use_flex_attention)
+        force_flex = flag("force_flex_attention", force_flex_attention)
         if not flag("mode", mode):
-            use_flex_attention = force_flex_attention = False
+            use_flex = force_flex = False
             NattenContext.is_kv_parallelism_enabled = False
         else:
             use_kv_parallelism_in_fused_na(kv_parallel)
         NattenContext.is_fused_na_enabled = mode
-        NattenContext.use_flex_attention = use_flex_attention or force_flex_attention
-        NattenContext.force_flex_attention = force_flex_attention
+        NattenContext.use_flex_attention = use_flex or force_flex
+        NattenContext.force_flex_attention = force_flex
         refresh()
 
 
@@ -264,8 +273,7 @@ def use_autotuner(
     """
     with lock:
         if forward_pass is False and backward_pass is False:
-            AutotunerContext.set_enabled_for_forward(False)
-            AutotunerContext.set_enabled_for_backward(False)
+            set_autotuner(enabled_for_forward=False, enabled_for_backward=False)
             return
         if (forward_pass or backward_pass) and torch.are_deterministic_algorithms_enabled():
             _logger.warning(
@@ -273,22 +281,26 @@ def use_autotuner(
                 "repeatable results."
             )
             return
-        AutotunerContext.set_enabled_for_forward(forward_pass)
-        AutotunerContext.set_enabled_for_backward(backward_pass)
-        AutotunerContext.set_thorough_mode_forward(thorough_mode_forward)
-        AutotunerContext.set_thorough_mode_backward(thorough_mode_backward)
-        AutotunerContext.set_warmup_steps_forward(warmup_steps_forward)
-        AutotunerContext.set_warmup_steps_backward(warmup_steps_backward)
-        AutotunerContext.set_steps_forward(steps_forward)
-        AutotunerContext.set_steps_backward(steps_backward)
+        set_autotuner(
+            enabled_for_forward=forward_pass,
+            enabled_for_backward=backward_pass,
+            thorough_mode_forward=thorough_mode_forward,
+            thorough_mode_backward=thorough_mode_backward,
+            warmup_steps_forward=warmup_steps_forward,
+            warmup_steps_backward=warmup_steps_backward,
+            steps_forward=steps_forward,
+            steps_backward=steps_backward,
+        )
 
 
 def disable_autotuner() -> None:
     """Switches the autotuner off, thorough modes included; its choices are kept."""
-    with lock:
-        for name in ("enabled_for", "thorough_mode"):
-            setattr(AutotunerContext, f"{name}_forward", False)
-            setattr(AutotunerContext, f"{name}_backward", False)
+    set_autotuner(
+        enabled_for_forward=False,
+        enabled_for_backward=False,
+        thorough_mode_forward=False,
+        thorough_mode_backward=False,
+    )
 
 
 def is_autotuner_enabled() -> bool:

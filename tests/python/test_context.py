@@ -30,7 +30,9 @@ NAMES = {
         is_gemm_na_enabled set_memory_usage_preference get_memory_usage_preference
         is_memory_usage_default is_memory_usage_strict is_memory_usage_unrestricted enable_tf32
         disable_tf32 enable_gemm_na disable_gemm_na enable_tiled_na disable_tiled_na
-        enable_fused_na disable_fused_na use_flex_attention force_flex_attention context functional
+        enable_fused_na disable_fused_na use_flex_attention force_flex_attention autotuner context
+        functional na1d na2d na3d nested ops types utils libnatten flops experimental natten1d
+        natten2d natten3d distributed numpy
         """,
     "natten.functional": """
         na1d na2d na3d na1d_qk na2d_qk na3d_qk na1d_av na2d_av na3d_av has_gemm has_tf32_gemm
@@ -51,6 +53,7 @@ def torch_is_deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("module", NAMES)
 def test_names(module: str) -> None:
     home = importlib.import_module(module)
@@ -162,8 +165,10 @@ def test_memory_preference() -> None:
         assert natten.is_memory_usage_strict() == (text == "strict")
         assert natten.is_memory_usage_default() == (text == "default")
         assert natten.is_memory_usage_unrestricted() == (text == "unrestricted")
-    with pytest.raises(ValueError, match='"strict".*generous'):
-        natten.set_memory_usage_preference("generous")
+    for wrong in ("generous", None, ["strict"], MemoryUsagePreference.Strict):
+        with pytest.raises(ValueError, match='"strict"'):
+            natten.set_memory_usage_preference(wrong)  # type: ignore[arg-type]
+    assert natten.is_memory_usage_default()
 
 
 def test_autotuner() -> None:
@@ -190,12 +195,31 @@ def test_autotuner() -> None:
         ({"warmup_steps_backward": True}, TypeError),
         ({"warmup_steps_backward": -1}, ValueError),
         ({"steps_backward": 0}, ValueError),
+        ({"steps_backward": 1 << 64}, ValueError),
     ),
 )
 def test_autotuner_refuses(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match="must be") as caught:
         natten.use_autotuner(**arguments)
     assert isinstance(caught.value, ValueError)
+
+
+def test_a_wrong_setting_leaves_all_as_they_were() -> None:
+    with pytest.raises(ValueError, match="steps_forward must be at least 1"):
+        natten.use_autotuner(True, True, steps_backward=9, steps_forward=0)
+    assert not natten.is_autotuner_enabled() and AutotunerContext.steps_backward == 5
+    natten.use_deterministic_algorithms()
+    with pytest.raises(RuntimeError, match="use_deterministic_algorithms"):
+        natten.use_autotuner(backward_pass=True, thorough_mode_forward=True)
+    assert not natten.is_autotuner_thorough_for_forward()
+    with pytest.raises(TypeError, match="force_flex_attention must be a bool"):
+        natten.use_fused_na(True, False, force_flex_attention=1)  # type: ignore[arg-type]
+    assert not natten.is_fused_na_enabled() and not context.should_force_flex_attention()
+    with pytest.raises(TypeError, match="backprop must be a bool"):
+        natten.allow_flex_compile(True, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mode must be a bool"):
+        natten.allow_flex_compile_backprop("yes")  # type: ignore[arg-type]
+    assert not natten.is_flex_compile_allowed()
 
 
 @pytest.mark.parametrize(
