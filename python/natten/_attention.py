@@ -403,23 +403,17 @@ def _keep_whole() -> bool:
 _keep_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _follow_autotuner() -> None:
-    from . import autotuner
-
-    autotuner.follow()
-
-
 def _call(cls: Any, full: Any, op: Any, traced: Any, tensors: tuple[Any, ...], numbers: Any) -> Any:
     """Takes the cheapest road that is right. `numbers` is (window, scale), or for AV (window,)."""
     compiling = torch.compiler.is_compiling()
-    if not compiling and tensors[0].is_cuda:
-        _preferences.refresh()
+    if not compiling:
+        _state.follow_autotuner()
+        if tensors[0].is_cuda:
+            _preferences.refresh()
     dual = forward_ad._current_level >= 0
     if _functorch_active() or (compiling and dual):
         return full(*tensors, *numbers)
     if not compiling and not _is_tracing():
-        if _state.tunes:
-            _follow_autotuner()
         if dual or (
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         ):
@@ -445,7 +439,7 @@ def fused(
         if query.is_cuda:
             _preferences.refresh()
         if _state.tunes:
-            _follow_autotuner()
+            _state.follow_autotuner()
         if forward_ad._current_level >= 0 or (
             torch.is_grad_enabled()
             and (

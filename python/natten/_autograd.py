@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _ops
+from . import _ops, _state
 from ._call import Window, is_block, parts, rank_of
 
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -106,9 +106,13 @@ def _finish(cls: Any) -> Any:
         cls.setup_context(ctx, arguments, output)
         return output
 
+    def backward(ctx: Any, *grads: Optional) -> Any:
+        _state.follow_autotuner()
+        return cls.backward(ctx, *grads)
+
     cls.vmap = staticmethod(vmap)
     forward = getattr(cls, "fast_forward", forward)
-    methods = {"forward": forward, "backward": cls.backward, "jvp": cls.jvp}
+    methods = {"forward": forward, "backward": backward, "jvp": cls.jvp}
     cls.fast = type(
         f"{cls.__name__}Fast", (Function,), {k: staticmethod(v) for k, v in methods.items()}
     )

@@ -4,13 +4,14 @@ those without cost nothing more."""
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _attention, _ops, _preferences
+from . import _attention, _ops, _preferences, _state
 from ._attention import backward_composed, forward_mode
 from ._autograd import (
     Optional,
@@ -132,8 +133,10 @@ def fused(
     compiling = torch.compiler.is_compiling()
     if compiling:
         _keep_whole()
-    elif tensors[0].is_cuda:
-        _preferences.refresh()
+    else:
+        _state.follow_autotuner()
+        if tensors[0].is_cuda:
+            _preferences.refresh()
     dual = forward_ad._current_level >= 0
     result: tuple[Tensor, Tensor]
     if _attention._functorch_active() or (compiling and dual):
@@ -149,7 +152,7 @@ def fused(
 
 def dropout_of(dropout_p: float, generator: Any) -> tuple[float, Optional]:
     """The probability, and a seed if it is not 0."""
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):
         raise NattenTypeError(f"dropout_p must be a number, got {dropout_p!r}.")
     if not 0 <= dropout_p <= 1:
         raise NattenError(f"dropout_p must be between 0 and 1, got {dropout_p}.")

@@ -15,7 +15,7 @@ import atexit
 import ctypes
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -150,6 +150,14 @@ def changed() -> None:
     with _state.lock:
         _shared = False
         follow()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "autotune_fna":  # of 0.17
+        from ._legacy import autotune_fna
+
+        return autotune_fna
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @_lib.TuneLog

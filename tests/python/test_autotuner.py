@@ -149,6 +149,29 @@ def test_deterministic_mode(log: pytest.LogCaptureFixture) -> None:
     assert tuned(log) == 1
 
 
+@pytest.mark.parametrize("masked", (False, True))
+def test_every_pass_looks_at_the_mode(log: pytest.LogCaptureFixture, masked: bool) -> None:
+    """Whatever it was when the passes before it ran, with dropout and under transforms too."""
+    query, key, value = inputs(grad=True)
+    options = {"dropout_p": 0.5} if masked else {}
+    natten.use_autotuner(True, True)
+    out = F.na2d(query, key, value, kernel_size=3, **options)
+    assert tuned(log) == 1
+    torch.use_deterministic_algorithms(True)
+    out.sum().backward()
+    F.na2d(query, key, value, kernel_size=5, **options)
+    plain = [t.detach() for t in (query, key, value)]
+    torch.use_deterministic_algorithms(False)
+    F.na2d(*plain, kernel_size=3, **options)  # looks, and knows
+    torch.use_deterministic_algorithms(True)
+    torch.func.vjp(lambda q: F.na2d(q, q, q, kernel_size=7, **options), plain[0])
+    assert tuned(log) == 0 and len(autotuner.choices()) == 1
+    torch.use_deterministic_algorithms(False)
+    out = F.na2d(query, key, value, kernel_size=3, **options)
+    out.sum().backward()
+    assert tuned(log) == 1
+
+
 def test_traces_are_not_timed(log: pytest.LogCaptureFixture) -> None:
     natten.use_autotuner(True, True)
     with FakeTensorMode() as mode:
