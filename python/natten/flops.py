@@ -2,7 +2,8 @@
 """Counting the floating point operations of neighborhood attention.
 
 Counted are the products of matrices: one multiplication and one addition (2 FLOPs, 1 MAC) for each
-channel of each pair of a query and a token. Softmax, scaling, bias and masks are not counted.
+channel of each pair of a query and a token. Softmax, scaling, bias and masks are not counted (but
+where a bias or mask is itself a product of one channel, in add_rpb and for the scores of na*d_qk).
 
 Nominal counts, the default, take every window to be full, ``prod(kernel_size)`` tokens, as NATTEN
 0.17.4 does. Exact ones leave out what causal masks forbid. (Windows at the borders are shifted, not
@@ -12,7 +13,8 @@ fused operation computes the scores again.
 - ``torch.utils.flop_counter.FlopCounterMode`` counts these operations by itself, in FLOPs, forward
   and backward; ``FlopCounterMode(custom_mapping=flop_formulas(exact=True))`` counts exactly.
 - fvcore's ``FlopCountAnalysis`` counts them, in MACs and the forward only, after
-  ``add_natten_handle``; ``get_flops`` does it all.
+  ``add_natten_handle``; ``get_flops`` does it all. (It names packed items, whose sizes it cannot
+  see, among the operations that it does not count.)
 - ``fna_flop_count``, ``na_qk_flop_count``, ``na_av_flop_count`` count from shapes.
 """
 
@@ -139,8 +141,8 @@ def _items_macs(op: _call.Op, given: dict[str, Any], exact: bool) -> int:
 
 def _operations() -> dict[str, tuple[Any, _call.Op]]:
     """The ops whose problem is in their arguments."""
-    names = {op.name: op for op in _call.OPS}
-    names.update({_ops.TRACED[op.name]: op for op in _call.OPS if op.name in _ops.TRACED})
+    names = {op.name: op for op in (*_call.OPS, *_call.MASKED_OPS)}
+    names.update({_ops.TRACED[name]: op for name, op in names.items() if name in _ops.TRACED})
     return {name: (getattr(torch.ops.natten, name), op) for name, op in names.items()}
 
 
@@ -251,6 +253,21 @@ def get_flops(model: Any, input: Any, disable_warnings: bool = False, exact: boo
 # from shapes
 
 
+def _check_widths(shapes: dict[str, Shape], is_heads_last: bool) -> None:
+    """Raises unless heads and channels go together as the functions themselves would have it."""
+    at = -2 if is_heads_last else 1
+    row, column, *_ = shapes.values()
+    if any(min(shape[at], shape[-1]) < 1 or row[at] % shape[at] for shape in shapes.values()):
+        raise NattenError(
+            "Heads of queries must be a multiple of those of keys and values, and no size 0, got "
+            f"{[tuple(shape) for shape in shapes.values()]}."
+        )
+    if "key" in shapes and row[-1] != column[-1]:
+        raise NattenError(f"Queries have {row[-1]} channels, but keys have {column[-1]}.")
+    if "value" in shapes and shapes["value"][at] != column[at]:
+        raise NattenError(f"Keys have {column[at]} heads, but values {shapes['value'][at]}.")
+
+
 def _from_shapes(
     op: _call.Op,
     shapes: dict[str, Shape],
@@ -272,6 +289,7 @@ def _from_shapes(
             f"Batch and extents must agree, got {[tuple(shape) for shape in shapes.values()]}."
         )
     kernel_size, stride, dilation, is_causal = window
+    _check_widths(shapes, is_heads_last)
     order = _lib.HEADS_LAST if is_heads_last else _lib.HEADS_FIRST
     given: dict[str, Any] = dict(shapes)
     given["window"] = (

@@ -66,6 +66,15 @@ def test_other_widths() -> None:
 
 
 def test_wrong_shapes() -> None:
+    shape, window = (1, 9, 6, 8), (3, 1, False, True)
+    with pytest.raises(ValueError, match="8 channels, but keys have 7"):
+        fna_flop_count(shape, (1, 9, 6, 7), (1, 9, 6, 7), *window)
+    with pytest.raises(ValueError, match="a multiple"):
+        na_av_flop_count((1, 9, 6, 3), (1, 9, 4, 8), *window)
+    with pytest.raises(ValueError, match="no size 0"):
+        na_qk_flop_count(shape, (1, 9, 0, 8), *window)
+    with pytest.raises(ValueError, match="Keys have 2 heads, but values 3"):
+        fna_flop_count(shape, (1, 9, 2, 8), (1, 9, 3, 8), *window)
     with pytest.raises(ValueError, match="4, 5 or 6 dimensions"):
         na_qk_flop_count((1, 9, 2, 8), (1, 9, 9, 2, 8), 3, 1, False, True)
     with pytest.raises(ValueError, match="must agree"):
@@ -126,6 +135,80 @@ def test_torch_counts_the_unfused() -> None:
         na2d_av(attn, v, 3, 1, more_v).sum().backward()
 
     assert counted(run) == 2 * pairs * 3 * (8 + 6)
+
+
+def test_masks_and_dropout_cost_nothing_more() -> None:
+    q, k, v = leaves((1, 8, 9, 4, 8), (1, 8, 9, 2, 8), (1, 8, 9, 2, 6))
+    mask = torch.zeros(1, 8, 9, 2, requires_grad=True)
+    pairs = 8 * 9 * 4 * 9
+
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+            result: Tensor = na2d(q, k, v, 3, key_padding_mask=mask, dropout_p=0.1)
+            return result
+
+    model, forward, backward = Model(), 8 + 6, 3 * 8 + 2 * 6
+    assert counted(lambda: model(q, k, v, mask)) == 2 * pairs * forward
+    assert counted(lambda: model(q, k, v, mask).sum().backward()) == 2 * pairs * (
+        forward + backward
+    )
+    if flops.has_fvcore:
+        plain = tuple(t.detach() for t in (q, k, v, mask))
+        assert flops.get_flops(model, plain, disable_warnings=True) == pairs * forward
+
+
+class Attend(torch.nn.Module):
+    """One or the other way, with additional tokens."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, more_k: Tensor, more_v: Tensor) -> Tensor:
+        causal = (True, False)
+        if self.fused:
+            return na2d(  # type: ignore[no-any-return]
+                q, k, v, 3, 1, causal, additional_keys=more_k, additional_values=more_v
+            )
+        attn = na2d_qk(q, k, 3, 1, more_k, causal).softmax(-1)
+        return na2d_av(attn, v, 3, 1, more_v, causal)
+
+
+@pytest.mark.parametrize("exact", (False, True))
+@pytest.mark.parametrize("fused", (False, True))
+def test_all_counters_agree(fused: bool, exact: bool) -> None:
+    """Grouped heads, values of another width, additional tokens, a causal axis."""
+    q, k, v, more_k, more_v = leaves(
+        (2, 8, 9, 4, 8), (2, 8, 9, 2, 8), (2, 8, 9, 2, 6), (2, 5, 2, 8), (2, 5, 2, 6)
+    )
+    windows = (1 + 2 + 6 * 3) * 9 * 3 if exact else 8 * 9 * 9
+    pairs = 2 * 4 * (windows + 8 * 9 * 5)
+    forward = pairs * (8 + 6)
+    backward = pairs * ((3 if fused else 2) * 8 + 2 * 6)
+    inputs = [q, k, v, more_k, more_v]
+    if not fused:
+        inputs = [t.detach().movedim(-2, 1).requires_grad_() for t in inputs]
+    model = Attend(fused)
+    count = exactly if exact else counted
+    assert count(lambda: model(*inputs)) == 2 * forward
+    assert count(lambda: model(*inputs).sum().backward()) == 2 * (forward + backward)
+    q_shape, k_shape, v_shape = (t.shape for t in inputs[:3])
+    window = (3, 1, (True, False), fused)
+    more: dict[str, Any] = {"additional_tokens": 5, "exact": exact}
+    if fused:
+        shapes = (q_shape, k_shape, v_shape)
+        assert fna_flop_count(*shapes, *window, **more) == 2 * forward
+        assert fna_flop_count(*shapes, *window, **more, backward=True) == 2 * backward
+    else:
+        for both, true in ((False, forward), (True, backward)):
+            scores = na_qk_flop_count(q_shape, k_shape, *window, **more, backward=both)
+            attn = (*q_shape[:-1], 9 + 5)
+            assert scores + na_av_flop_count(attn, v_shape, *window, **more, backward=both) == (
+                2 * true
+            )
+    if flops.has_fvcore:
+        plain = tuple(t.detach() for t in inputs)
+        assert flops.get_flops(model, plain, disable_warnings=True, exact=exact) == forward
 
 
 def test_torch_counts_attention() -> None:
