@@ -9,6 +9,8 @@ key_extent, kernel_size (0: every key), stride, dilation and is_causal, as natte
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -195,6 +197,47 @@ class _Items(Function):
 torch.library.register_autograd(
     "natten::items_traced", _gradients, setup_context=_setup, lib=_definitions
 )
+
+
+# -------------------------------------------------------------------------------------------------
+# explanations
+
+
+def _view(packed: Tensor, batch: int, extents: Sequence[int]) -> _call.View:
+    """The part of a packed tensor that holds `batch` maps of these extents, or one of each batch
+    entry."""
+    steps = [packed.stride(1)]
+    for extent in reversed(extents):
+        steps.insert(0, steps[0] * extent)
+    first = (batch, steps[0]) if packed.shape[0] == 1 else (packed.shape[0], packed.stride(0))
+    shape = (first[0], *extents, *packed.shape[2:])
+    strides = (first[1], *steps[1:], *packed.stride()[2:])
+    place = _ops._DEVICES.get(packed.device.type, -1), packed.device.index or 0
+    return _call.View(shape, strides, _ops._DTYPES.get(packed.dtype, -1), *place)
+
+
+def explain(arguments: Any) -> list[str]:
+    """Which kernel takes each item, or batch of equal neighbours, of a call of an op."""
+    backward = len(arguments) > len(_INPUTS) + 2
+    op, roles = (_call.NA_BACKWARD, _SAVED) if backward else (_call.NA, _INPUTS)
+    given = dict(zip(roles, arguments, strict=False))
+    table, scale = arguments[len(roles) : len(roles) + 2]
+    texts = []
+    for row, equal in itertools.groupby(table.tolist()):
+        queries, keys, sizes, *others = (row[i::COLUMNS] for i in range(COLUMNS))
+        if not (all(queries) and all(keys)):
+            continue
+        views, count = [], len(list(equal))
+        for role in op.inputs:
+            tensor = given.get(role)
+            extents = keys if role in (_lib.KEY, _lib.VALUE) else queries
+            views.append(None if tensor is None else _view(tensor, count, extents))
+        window = [size or extent for size, extent in zip(sizes, keys, strict=True)]
+        window += [*itertools.chain(*others), *(0,) * 2 * len(keys), *keys]
+        wanted = arguments[-1] if backward else 0
+        call = _call.Call(op, views, tuple(window), scale, wanted, _preferences.current)
+        texts.append(call.explain())
+    return texts
 
 
 # -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import _call, _ops, _preferences
+from .. import _call, _items, _ops, _preferences
 
 _OPS = {
     f"natten::{name}": op
@@ -30,6 +30,8 @@ class _Listener(TorchDispatchMode):
         op = _OPS.get(func._schema.name)
         if op is not None:
             self.plans.append(_ops.explain(op, args))
+        elif func._schema.name.startswith("natten::items"):
+            self.plans += _items.explain(args)
         return func(*args, **(kwargs or {}))
 
 
@@ -37,7 +39,8 @@ class explain:
     """Lists the explanations of the calls made while it is entered, backward passes included.
 
     An explanation names, a line each, the kernels that refuse a problem and why, then the one that
-    takes it, and what became of the settings of natten.context. Calls run as always, a bit slower.
+    takes it, and what became of the settings of natten.context. Packed items have one each, equal
+    neighbours one together. Calls run as always, a bit slower.
 
     Example::
 
