@@ -111,14 +111,20 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = (
+    "autotuner",
     "cache",
     "context",
+    "distributed",
     "experimental",
     "flops",
     "functional",
     "libnatten",
     "modules",
+    "natten1d",
+    "natten2d",
+    "natten3d",
     "nested",
+    "numpy",
     "ops",
     "profiler",
     "token_permute",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -138,6 +139,8 @@ def _check_scale(scale: float | None) -> float | None:
         return float(scale)
     if isinstance(scale, (torch.SymFloat, torch.SymInt)):
         return scale
+    if isinstance(scale, numbers.Real) and not isinstance(scale, bool):  # NumPy's
+        return float(scale)
     raise _errors.NattenTypeError(f"scale must be a number, got {scale!r}.")
 
 

@@ -4,6 +4,7 @@ what is called so now, and does the same."""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor
 from . import context, functional
 from ._errors import NattenError
 from ._window import Bools, Ints
+from .utils.checks import check_all_args
 
 Optional = Tensor | None
 
 _QK = {1: functional.na1d_qk, 2: functional.na2d_qk, 3: functional.na3d_qk}
 _AV = {1: functional.na1d_av, 2: functional.na2d_av, 3: functional.na3d_av}
+_BETWEEN = ("importlib", "_frozen_importlib", "natten")
 _FUSED = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
 
 
@@ -26,6 +29,22 @@ def deprecated(old: str, new: str, depth: int = 3) -> None:
     if not torch.compiler.is_compiling():
         text = f"{old} is a name of older versions: use {new}."
         warnings.warn(text, DeprecationWarning, stacklevel=depth)
+
+
+def deprecated_module(old: str, new: str) -> None:
+    """The same while a module is imported, in the name of whoever imports it: nobody in between
+    counts, neither importlib nor natten, which loads its modules when they are first asked for."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        frame = frame.f_back
+    warnings.warn_explicit(
+        f"{old} is a name of older versions: use {new}.",
+        DeprecationWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
 
 
 def _check_order(query: Tensor, rpb: Optional) -> None:
@@ -179,6 +198,17 @@ def enable_autotuner(forward_pass: bool = True, backward_pass: bool = True, **st
     context.use_autotuner(forward_pass, backward_pass, **steps)
 
 
+def autotune_fna(
+    na_dim: int, input_tensor: Tensor, kernel_size: Any, dilation: Any, is_causal: Any
+) -> tuple[Any, Any]:
+    """What natten.autotuner of 0.17 hands to the classes below: tilings of a forward and of a
+    backward. They have no effect here, and are those that 0.17 takes without tuning."""
+    deprecated("natten.autotuner.autotune_fna", "natten.use_autotuner")
+    check_all_args(na_dim, kernel_size, dilation, is_causal)
+    tile = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}[na_dim]
+    return (tile, tile), (tile, tile, (1,) * na_dim, False)
+
+
 # -------------------------------------------------------------------------------------------------
 # classes of autograd functions, of which clients call apply
 
@@ -203,13 +233,15 @@ class _AppliedQK(_Applied):
         query: Tensor,
         key: Tensor,
         bias: Optional,
-        additional_keys: Optional,
+        additional_keys: Any,
         kernel_size: Ints,
-        dilation: Ints,
+        dilation: Ints | None = None,
         is_causal: Bools = False,
     ) -> Tensor:
-        """na*d_qk"""
+        """na*d_qk; 0.15.0 had no additional keys before the kernel size."""
         cls._say()
+        if dilation is None:
+            additional_keys, kernel_size, dilation = None, additional_keys, kernel_size
         return _QK[cls.rank](
             query, key, kernel_size, dilation, additional_keys, is_causal, rpb=bias
         )
@@ -223,13 +255,15 @@ class _AppliedAV(_Applied):
         cls,
         attn: Tensor,
         value: Tensor,
-        additional_values: Optional,
+        additional_values: Any,
         kernel_size: Ints,
-        dilation: Ints,
+        dilation: Ints | None = None,
         is_causal: Bools = False,
     ) -> Tensor:
-        """na*d_av"""
+        """na*d_av; 0.15.0 had no additional values before the kernel size."""
         cls._say()
+        if dilation is None:
+            additional_values, kernel_size, dilation = None, additional_values, kernel_size
         return _AV[cls.rank](attn, value, kernel_size, dilation, additional_values, is_causal)
 
 

@@ -4,6 +4,7 @@ library."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,11 +39,9 @@ def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
 
 def _int(name: str, value: Any, rank: int) -> int:
     # Integers of NumPy, and torch's symbolic ones, are integers too; a bool is a mistake.
-    if not isinstance(value, bool) and (
-        hasattr(value, "__index__") or type(value).__name__ == "SymInt"
-    ):
+    if not isinstance(value, bool):
         try:
-            return int(value)
+            return int(value) if type(value).__name__ == "SymInt" else operator.index(value)
         except TypeError:
             pass
     raise NattenTypeError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _merge, _sequence
-from ._legacy import deprecated
+from ._legacy import deprecated_module
 
 __all__ = [
     "additional_sdpa",
@@ -28,7 +28,7 @@ __all__ = [
     "qk_cross_forward",
 ]
 
-deprecated("natten.ops", "additional_keys and additional_values in natten.functional")
+deprecated_module("natten.ops", "additional_keys and additional_values in natten.functional")
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -151,6 +152,12 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         lambda: na(kernel_size=True),
         NattenTypeError,
         "kernel_size must be an integer or a tuple of 2 integers, got True of type bool.",
+    ),
+    (
+        "kernel_size in a tensor of fractions",
+        lambda: na(kernel_size=torch.tensor(3.5)),
+        NattenTypeError,
+        "kernel_size must be an integer or a tuple of 2 integers, got tensor(3.5000)",
     ),
     (
         "dilation of a wrong type",
@@ -367,3 +374,11 @@ def test_settings_of_other_kernels_are_accepted() -> None:
         warnings.simplefilter("error")
         out = F.na2d(x, x, x, 3, backend="cutlass-fna", q_tile_shape=(8, 8), kv_tile_shape=(8, 8))
     assert torch.equal(out, F.na2d(x, x, x, 3))
+
+
+def test_numbers_of_numpy() -> None:
+    x = torch.randn(1, 7, 7, 2, 4)
+    three, half = np.int64(3), np.float32(0.5)
+    ours = F.na2d(x, x, x, (three, np.int32(5)), three // 3, scale=half, dropout_p=np.float32(0))
+    assert torch.equal(ours, F.na2d(x, x, x, (3, 5), 1, scale=0.5))
+    assert torch.equal(F.na2d(x, x, x, torch.tensor(3)), F.na2d(x, x, x, 3))

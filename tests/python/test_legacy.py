@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,6 +144,24 @@ def test_classes() -> None:
         functional.NATTEN2DAVFunction.apply(ours, v, 3, 2)
 
 
+def test_classes_of_0_15_0() -> None:
+    """Without additional tokens, and derived from."""
+    q, k, v = tensors(6, 7)
+    rpb = bias(3, 3)
+
+    class OwnQK(functional.NeighborhoodAttention2DQKAutogradFunction):  # type: ignore[misc]
+        pass
+
+    class OwnAV(functional.NeighborhoodAttention2DAVAutogradFunction):  # type: ignore[misc]
+        pass
+
+    with deprecated(2):
+        attn = OwnQK.apply(q, k, rpb, 3, 2)
+        out = OwnAV.apply(attn, v, 3, 2)
+    same(attn, na2d_qk(q, k, 3, 2, rpb=rpb), [q, k, rpb])
+    same(out, na2d_av(attn, v, 3, 2), [q, k, v])
+
+
 def test_autotuner() -> None:
     with deprecated(2):
         functional.enable_autotuner()
@@ -153,23 +171,54 @@ def test_autotuner() -> None:
     assert not natten.is_autotuner_enabled_for_backward()
 
 
-def fresh(name: str) -> Any:
-    """Imported as for the first time."""
-    sys.modules.pop(name, None)
-    return importlib.import_module(name)
+def test_autotune_fna() -> None:
+    """Its tilings fit the class they were made for."""
+    q, k, v = (t.movedim(1, -2) for t in tensors(6, 7))
+    with deprecated(2):
+        forward, backward = natten.autotuner.autotune_fna(2, q, (3, 3), (2, 2), (False, False))
+        ours = functional.FusedNeighborhoodAttention2D.apply(
+            q, k, v, None, (3, 3), (2, 2), (False, False), 0.5, forward, backward
+        )
+    assert natten.utils.check_tiling_config(2, forward) == forward
+    assert natten.utils.check_backward_tiling_config(2, backward) == backward
+    assert torch.equal(ours, na2d(q, k, v, 3, 2, scale=0.5))
+    with pytest.raises(AttributeError, match="autotune_fma"):
+        natten.autotuner.autotune_fma  # noqa: B018
 
 
+OLD_MODULES = ("natten1d", "natten2d", "natten3d", "experimental", "ops")
+
+
+@pytest.mark.parametrize("name", OLD_MODULES)
+def test_modules_warn_once(name: str) -> None:
+    """In the name of whoever imports them first, however that is done."""
+    ways: list[Callable[[], Any]] = [
+        lambda: importlib.import_module(f"natten.{name}"),
+        lambda: getattr(natten, name),
+        lambda: exec(f"from natten import {name}", {"__name__": "here"}),
+    ]
+    for way, file in zip(ways, (__file__, __file__, "<string>"), strict=True):
+        sys.modules.pop(f"natten.{name}", None)
+        vars(natten).pop(name, None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            way()
+            way()
+        assert [(w.category, w.filename) for w in caught] == [(DeprecationWarning, file)]
+        assert str(caught[0].message).startswith(f"natten.{name} is a name of older versions")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("rank", (1, 2, 3))
 def test_modules_paths(rank: int) -> None:
-    with pytest.warns(DeprecationWarning, match=f"natten.natten{rank}d"):
-        module = fresh(f"natten.natten{rank}d")
+    module = importlib.import_module(f"natten.natten{rank}d")
     name = f"NeighborhoodAttention{rank}D"
     assert module.__all__ == [name] and getattr(module, name) is getattr(natten, name)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_experimental() -> None:
-    with pytest.warns(DeprecationWarning, match="natten.experimental"):
-        module = fresh("natten.experimental")
+    module = importlib.import_module("natten.experimental")
     assert (module.na1d, module.na2d, module.na3d) == (na1d, na2d, na3d)
 
 
@@ -198,9 +247,10 @@ def test_library_switches() -> None:
     assert library.has_gemm() == natten.has_gemm() and natten.HAS_LIBNATTEN is True
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ops() -> None:
-    with pytest.warns(DeprecationWarning, match="natten.ops"):
-        ops = fresh("natten.ops")
+    from natten import ops
+
     q, k, v = tensors(5, 6)
     more_k, more_v = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64).unbind()
     more_k.requires_grad_(), more_v.requires_grad_()
@@ -226,6 +276,7 @@ def test_ops() -> None:
     torch.testing.assert_close(tuple(results), torch.autograd.grad(product, (q, more_k), d))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_ops_merge() -> None:
     from natten import ops
 

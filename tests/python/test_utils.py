@@ -67,6 +67,7 @@ def test_all_args() -> None:
         (utils.check_causal_arg, (1, 1), TypeError, "is_causal must be a bool"),
         (utils.check_input_size_arg, (2, (4, 0)), ValueError, "input_size"),
         (utils.check_kernel_size_arg, (4, 3), ValueError, "na_dim must be 1, 2 or 3, got 4"),
+        (utils.check_kernel_size_arg, (2.0, 3), ValueError, "na_dim must be 1, 2 or 3, got 2.0"),
         (utils.check_tiling_config, (1, (64,)), TypeError, "pair"),
         (utils.check_tiling_config, (2, ((8, 8), (8, 0))), ValueError, "key tile"),
         (utils.check_backward_tiling_config, (1, ((64,), (64,), (1,), 1)), TypeError, "a bool"),
@@ -127,6 +128,14 @@ def test_skipping() -> None:
 
         assert callable(test)
     assert testing.fna_supports_additional_kv(32)
+    flags = """
+        _SUPPORTS_NESTED _IS_CUDA_AVAILABLE _HAS_GEMM_KERNELS _GEMM_WITH_DOUBLE_PRECISION
+        _HAS_FNA_KERNELS _PYTHON_SUPPORTS_DYNAMO _IS_TORCH_COMPILE_SUPPORTED
+        _IS_TORCH_FLOP_COUNT_SUPPORTED _IS_TRITON_SUPPORTED _SUPPORTS_EXPERIMENTAL_OPS
+        _IS_FVCORE_AVAILABLE _HAS_XFORMERS_PARTIAL_ATTENTION
+    """
+    for name in flags.split():
+        assert isinstance(getattr(testing, name), bool)
 
 
 LOG = """

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def _rank(na_dim: int) -> int:
-    if na_dim not in (1, 2, 3):
+    if type(na_dim) is not int or na_dim not in (1, 2, 3):
         raise NattenError(f"na_dim must be 1, 2 or 3, got {na_dim!r}.")
     return na_dim
 

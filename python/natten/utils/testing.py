@@ -35,6 +35,9 @@ _SUPPORTS_NESTED = True
 _IS_TORCH_COMPILE_SUPPORTED = True
 _IS_TORCH_FLOP_COUNT_SUPPORTED = True
 _SUPPORTS_EXPERIMENTAL_OPS = True
+_PYTHON_SUPPORTS_DYNAMO = True
+# The fused operation takes additional tokens by itself.
+_HAS_XFORMERS_PARTIAL_ATTENTION = True
 
 Decorator = Callable[[Any], Any]
 
