@@ -4,12 +4,8 @@ calls, each against the definition in dense.py."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +20,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-HERE = Path(__file__).resolve().parent
 
 
 def heads_first(*extents: int, channels: int = 8) -> list[Tensor]:
@@ -138,32 +133,63 @@ def test_hdit() -> None:
     close(natten.functional.natten2dav(attn, v, 7, 1), true)
 
 
+def test_hdit_of_videos() -> None:
+    q, k, v = heads_first(4, 5, 6)
+    a = axes((4, 5, 6), 3)
+    true = exact_sums(exact_scores(q, k, a).softmax(-1), v, a)
+    last = [t.movedim(1, -2) for t in (q, k, v)]
+    close(natten.functional.na3d(*last, (3, 3, 3), scale=1.0), true.movedim(1, -2))
+
+
+PUBLIC = ("na1d", "na2d", "na3d", "na2d_qk", "na2d_av")
+
+
 class Sharded(Tensor):
-    """A subclass that computes na2d its own way, as PhysicsNeMo's ShardTensor does."""
+    """A subclass that computes these functions its own way, as PhysicsNeMo's ShardTensor does."""
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if function is natten.functional.na2d:
-            plain = [t.as_subclass(Tensor) for t in args[:3]]
-            return ("sharded", function(*plain, *args[3:], **(kwargs or {})))
+        if function in [getattr(natten.functional, name) for name in PUBLIC]:
+            plain = [t.as_subclass(Tensor) if isinstance(t, cls) else t for t in args]
+            return (function.__name__, function(*plain, **(kwargs or {})))
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-def test_physicsnemo() -> None:
-    q, k, v = (t.movedim(1, -2) for t in heads_first(9, 10))
-    true = natten.functional.na2d(q, k, v, 3, dilation=2)
-    ours = natten.functional.na2d(*(t.as_subclass(Sharded) for t in (q, k, v)), 3, dilation=2)
-    assert ours[0] == "sharded" and torch.equal(ours[1], true)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_physicsnemo(name: str) -> None:
+    function = getattr(natten.functional, name)
+    extents = (4, 5, 6)[: int(name[2])]
+    tensors = heads_first(*extents)
+    if name.endswith("_qk"):
+        tensors = tensors[:2]
+    elif name.endswith("_av"):
+        tensors = [torch.randn(2, 2, *extents, 9), tensors[2]]
+    else:
+        tensors = [t.movedim(1, -2) for t in tensors]
+    true = function(*tensors, 3, dilation=1, is_causal=False)
+    ours = function(*(t.as_subclass(Sharded) for t in tensors), 3, dilation=1, is_causal=False)
+    assert ours[0] == name and torch.equal(ours[1], true)
+    # One tensor of the kind is enough, wherever it stands.
+    mixed = function(*tensors[:-1], tensors[-1].as_subclass(Sharded), 3, dilation=1)
+    assert mixed[0] == name and torch.equal(mixed[1], true)
 
 
-def test_cosmos() -> None:
+@pytest.mark.parametrize(
+    ("backend", "more"),
+    (
+        ("hopper-fna", {"run_persistent_kernel": True}),
+        ("cutlass-fna", {"backward_use_pt_reduction": False}),
+        ("blackwell-fna", {"run_persistent_kernel": True}),
+    ),
+)
+def test_cosmos(backend: str, more: dict[str, Any]) -> None:
     from natten.functional import neighborhood_attention_generic
 
     natten.use_kv_parallelism_in_fused_na(True)
     natten.set_memory_usage_preference("unrestricted")
-    q, k, v = torch.randn(3, 1, 6, 8, 10, 2, 16)
+    q, k, v = (torch.randn(1, 6, 8, 10, 2, 128, requires_grad=True) for _ in range(3))
     window: dict[str, Any] = {"kernel_size": (4, 4, 5), "stride": (1, 2, 5), "dilation": 1}
     ours = neighborhood_attention_generic(
         query=q,
@@ -171,96 +197,183 @@ def test_cosmos() -> None:
         value=v,
         **window,
         is_causal=False,
-        backend="hopper-fna",
+        backend=backend,
         q_tile_shape=(4, 4, 8),
         kv_tile_shape=(4, 4, 8),
         backward_q_tile_shape=(4, 4, 4),
         backward_kv_tile_shape=(4, 4, 8),
-        run_persistent_kernel=True,
+        **more,
     )
     a = [dense.Axis(n, s, t) for n, s, t in zip((6, 8, 10), (4, 4, 5), (1, 2, 5), strict=True)]
-    true, _ = dense.attention(q.double(), k.double(), v.double(), a, 16**-0.5)
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    true, _ = dense.attention(*exact, a, 128**-0.5)
     close(ours, true)
+    d = torch.randn_like(ours)
+    grads = torch.autograd.grad(ours, (q, k, v), d)
+    for mine, other in zip(grads, torch.autograd.grad(true, exact, d.double()), strict=True):
+        close(mine, other)
+    half = [t.detach().bfloat16() for t in (q, k, v)]
+    ours = neighborhood_attention_generic(*half, **window, backend=backend)
+    assert_close(
+        "bfloat16",
+        ours,
+        dense.attention(*(t.double() for t in half), a, 128**-0.5)[0],
+        torch.bfloat16,
+    )
 
 
 def test_version_switchers() -> None:
-    """Versions before 0.20 take the unfused functions, which are here."""
-    major, minor = natten.__version__.split(".")[:2]
-    assert (0, 17) <= (int(major), int(minor)) < (0, 20)
+    """Versions before 0.20 take the unfused functions, which are here; metadata agree."""
+    from packaging.version import parse
+
+    assert parse("0.17") <= parse(natten.__version__) < parse("0.20")
     assert callable(natten.functional.na2d_qk) and callable(natten.functional.na2d_av)
+    try:
+        assert importlib.metadata.version("natten") == natten.__version__
+    except importlib.metadata.PackageNotFoundError:
+        assert "NATTEN_TEST_INSTALLED" not in os.environ
 
 
-# transformers' own Dinat; its attention replaced by a dense one for comparison.
-DINAT = """
-import sys, torch, natten
-sys.path[:0] = {paths!r}
-import dense
-from transformers import DinatBackbone, DinatConfig, DinatModel
-from transformers.models.dinat import modeling_dinat as source
-torch.manual_seed({seed})
-torch.set_num_threads(1)
-config = DinatConfig(
-    embed_dim=16, depths=[2, 2], num_heads=[2, 4], kernel_size=3, dilations=[[1, 4], [1, 2]],
-    drop_path_rate=0.0,
-)
+def test_nat_and_dinat() -> None:
+    """The official models: all by keyword, a checkpoint with biases, FLOPs by fvcore."""
+    from natten import NeighborhoodAttention2D
+    from natten.flops import add_natten_handle
 
-def axes(x, size, dilation):
-    return [dense.Axis(extent, size, 1, dilation) for extent in x.shape[2:4]]
+    def block(**bias: bool) -> torch.nn.Module:
+        return NeighborhoodAttention2D(
+            16, kernel_size=3, dilation=2, num_heads=2, qkv_bias=True, qk_scale=None,
+            attn_drop=0.0, proj_drop=0.0, **bias,
+        )  # fmt: skip
 
-def qk(q, k, rpb, size, dilation):
-    q, k = (t.movedim(1, -2) for t in (q, k))
-    return dense.scores(q, k, axes(q.movedim(-2, 1), size, dilation), rpb=rpb).movedim(-2, 1)
-
-def av(attn, v, size, dilation):
-    a = axes(v, size, dilation)
-    return dense.weighted(attn.movedim(1, -2), v.movedim(1, -2), a).movedim(-2, 1)
-
-model = DinatModel(config).double().eval()
-for name, parameter in model.named_parameters():
-    if "rpb" in name:
-        torch.nn.init.normal_(parameter)
-pixels = torch.randn(1, 3, 40, 36, dtype=torch.float64)
-def run():
-    model.zero_grad()
-    out = model(pixels).last_hidden_state
-    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-    return [out.detach()] + [p.grad.clone() for p in model.parameters() if p.grad is not None]
-ours = run()
-source.natten2dqkrpb, source.natten2dav = qk, av
-true = run()
-assert len(ours) == len(true) > 30
-worst = max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(ours, true))
-assert worst < 1e-10, worst
-assert ours[0].std() > 0.1
-backbone = DinatBackbone(config)
-assert backbone(torch.randn(1, 3, 40, 36)).feature_maps
-print("equal", len(ours))
-"""
+    old, x = block(bias=True), torch.randn(1, 8, 9, 16)
+    new = block()
+    with pytest.warns(UserWarning, match="rpb"):
+        new.load_state_dict(old.state_dict())
+    assert torch.equal(new(x), old(x))
+    fvcore = pytest.importorskip("fvcore.nn")
+    counter = add_natten_handle(fvcore.FlopCountAnalysis(new, x)).unsupported_ops_warnings(False)
+    assert counter.total() == 8 * 9 * (16 * 16 * 4 + 2 * 9 * 16)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Gone after the test, not only after the next few: it holds 200 MB."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
+def test_modules_of_restoration_models() -> None:
+    """DeblurDiNAT and others: fused or not by a switch of their own."""
+    from natten import NeighborhoodAttention2D, use_fused_na
 
-
-@pytest.mark.slow
-def test_transformers(folder: Path) -> None:
-    """The last release of transformers whose Dinat works, in a folder of its own."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder)]
-    got = subprocess.run([*command, "transformers==4.53.3"], capture_output=True, text=True)
-    if got.returncode:
-        pytest.skip(f"transformers 4.53.3 cannot be had: {got.stderr.strip()[-200:]}")
-    # transformers asks for the metadata of an installed natten.
-    metadata = folder / "natten-0.18.0.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text(f"Metadata-Version: 2.1\nName: natten\nVersion: {natten.__version__}\n")
-    seed = int(torch.randint(1 << 30, ()))
-    code = DINAT.format(paths=[str(HERE)], seed=seed)
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True
+    x = torch.randn(1, 9, 12, 8)
+    layer = NeighborhoodAttention2D(
+        dim=8, num_heads=2, kernel_size=3, dilation=3, rel_pos_bias=True, qkv_bias=True
     )
-    assert ran.returncode == 0 and "equal" in ran.stdout, (seed, ran.stdout, ran.stderr[-3000:])
+    unfused = layer(x)
+    use_fused_na(True)
+    torch.testing.assert_close(layer(x), unfused)
+
+
+def test_opencood() -> None:
+    """Names of 0.14 from the package itself; the first of three axes has numbers of its own."""
+    from natten import (
+        NeighborhoodAttention2D,
+        NeighborhoodAttention3D,
+        natten2dav,
+        natten2dqkrpb,
+        natten3dav,
+        natten3dqkrpb,
+    )
+
+    assert NeighborhoodAttention2D(8, 2, 3)(torch.randn(1, 5, 6, 8)).shape == (1, 5, 6, 8)
+    module = NeighborhoodAttention3D(
+        dim=8, kernel_size=3, kernel_size_d=5, dilation=2, dilation_d=1, num_heads=2, bias=True
+    )
+    assert module(torch.randn(1, 5, 6, 7, 8)).shape == (1, 5, 6, 7, 8)
+    q, k, v = heads_first(6, 7)
+    rpb = torch.randn(2, 5, 5)
+    a = axes((6, 7), 3, 2)
+    attn = natten2dqkrpb(q, k, rpb, 3, 2)
+    close(attn, exact_scores(q, k, a, rpb))
+    close(natten2dav(attn, v, 3, 2), exact_sums(attn, v, a))
+    q, k, v = heads_first(5, 6, 7)
+    rpb = torch.randn(2, 9, 5, 5)
+    a = [dense.Axis(5, 5), *axes((6, 7), 3, 2)]
+    attn = natten3dqkrpb(q, k, rpb, 5, 3, 1, 2)
+    close(attn, exact_scores(q, k, a, rpb))
+    close(natten3dav(attn, v, 5, 3, 1, 2), exact_sums(attn, v, a))
+
+
+def test_forecast_mae() -> None:
+    from natten import NeighborhoodAttention1D
+
+    layer = NeighborhoodAttention1D(
+        dim=8, kernel_size=3, num_heads=2, qkv_bias=True, qk_scale=None, attn_drop=0.2,
+        proj_drop=0.2, dilation=1,
+    )  # fmt: skip
+    x = torch.randn(3, 20, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_keyword_forms() -> None:
+    from natten.functional import natten2dav, natten2dqkrpb
+
+    q, k, v = heads_first(6, 7)
+    rpb = torch.randn(2, 5, 5)
+    a = axes((6, 7), 3)
+    attn = natten2dqkrpb(query=q, key=k, rpb=rpb, kernel_size=3, dilation=1)
+    close(attn, exact_scores(q, k, a, rpb))
+    close(natten2dav(attn=attn, value=v, kernel_size=3, dilation=1), exact_sums(attn, v, a))
+
+
+def test_naf() -> None:
+    """Upsamplers and segmentation: windows of 9, dilated, values wider than keys."""
+    from natten.functional import na2d_av, na2d_qk
+
+    q, k, _ = heads_first(18, 20)
+    v = torch.randn(2, 2, 18, 20, 12, requires_grad=True)
+    a = axes((18, 20), 9, 2)
+    attn = na2d_qk(q, k, kernel_size=9, dilation=2).softmax(dim=-1)
+    close(attn, exact_scores(q, k, a).softmax(-1))
+    out = na2d_av(attn, v, kernel_size=9, dilation=2)
+    close(out, exact_sums(attn, v, a))
+    out.sum().backward()
+    # If the unfused functions were not there, they would call this.
+    last = [t.movedim(1, -2) for t in (q, k, v)]
+    fused = natten.na2d(*last, kernel_size=(9, 9), dilation=(2, 2), stride=1, scale=1.0)
+    close(fused, out.movedim(1, -2))
+
+
+def test_video_models() -> None:
+    from natten.functional import na3d, na3d_av, na3d_qk
+
+    q, k, v = heads_first(4, 5, 6)
+    a = axes((4, 5, 6), 3)
+    attn = na3d_qk(q, k, kernel_size=(3, 3, 3), is_causal=False, dilation=1)
+    close(attn, exact_scores(q, k, a))
+    out = na3d_av(attn.softmax(-1), v, kernel_size=(3, 3, 3), is_causal=False, dilation=1)
+    close(out, exact_sums(attn.softmax(-1), v, a))
+    # StormCast
+    last = [t.movedim(1, -2) for t in (q, k, v)]
+    close(na3d(*last, kernel_size=[3, 3, 3], dilation=1, scale=1.0), out.movedim(1, -2))
+
+
+def test_rope_vits() -> None:
+    """timm's way of calling 0.20 and later, and its types."""
+    from natten.functional import neighborhood_attention_generic
+    from natten.types import CausalArg2DTypeOrDed, Dimension2DTypeOrDed
+
+    kernel_size: Dimension2DTypeOrDed = (3, 5)
+    is_causal: CausalArg2DTypeOrDed = (True, False)
+    q, k, v = (t.movedim(1, -2) for t in heads_first(6, 11))
+    ours = neighborhood_attention_generic(
+        q, k, v, kernel_size=kernel_size, dilation=2, is_causal=is_causal, scale=0.25
+    )
+    a = [dense.Axis(6, 3, 1, 2, True), dense.Axis(11, 5, 1, 2)]
+    true, _ = dense.attention(q.double(), k.double(), v.double(), a, 0.25)
+    close(ours, true)
+
+
+def test_null_key() -> None:
+    """Stable Diffusion's VAE: windows of 17, and a key that takes what attends to nothing."""
+    q, k, v = (t.movedim(1, -2) for t in heads_first(18, 19))
+    null_k, null_v = torch.randn(2, 1, 2, 8), torch.zeros(2, 1, 2, 8)
+    ours = natten.na2d(q, k, v, 17, additional_keys=null_k, additional_values=null_v)
+    out, lse = natten.na2d(q, k, v, 17, return_lse=True)
+    null = torch.einsum("bxyhd,bnhd->bxyh", q, null_k) * 8**-0.5
+    torch.testing.assert_close(ours, out * (lse - null).sigmoid().unsqueeze(-1))
