@@ -18,7 +18,7 @@ from . import _attention, _errors, _lib, _masked
 from ._knobs import check_knobs
 from ._nested import over_items
 from ._sharding import shard_ops
-from ._window import Bools, Ints, Origins, window
+from ._window import Bools, Ints, Origins, bools, window
 
 Optional = Tensor | None
 
@@ -46,8 +46,11 @@ def _check_knobs(function: str, rank: int, knobs: dict[str, Any], is_causal: Any
     return is_causal
 
 
-def _check_tensors(arguments: dict[str, Any]) -> None:
+def _check_arguments(arguments: dict[str, Any], order: str, rank: int) -> None:
     """What is wrong with these arguments, as far as torch itself could not say it well."""
+    if rank:
+        # First, because an integer there is a sign that others are out of place, too.
+        bools("is_causal", arguments.get("is_causal"), rank)
     for name, optional in _TENSORS.items():
         if name not in arguments:
             continue
@@ -57,7 +60,7 @@ def _check_tensors(arguments: dict[str, Any]) -> None:
                 continue
             raise _errors.NattenTypeError(
                 f"{name} must be a tensor, got {type(tensor).__name__}. (The positional order is "
-                "that of NATTEN 0.17.)"
+                f"{order}; pass the rest by keyword.)"
             )
         if tensor.is_nested or tensor.layout is not torch.strided:
             kind = "nested" if tensor.is_nested else str(tensor.layout)
@@ -90,13 +93,19 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
     is that of the map; 0: the function takes no nested tensors."""
     parameters = inspect.signature(function)
     names = tuple(name for name in parameters.parameters if name in _TENSORS)
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    order = ", ".join(n for n, p in parameters.parameters.items() if p.kind == positional)
 
     def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
         status = _lib.library.natten_torch_failure()
         if status:
             return _errors.from_status(status, str(error))
         if not isinstance(error, _errors.NattenError):
-            _check_tensors(parameters.bind(*args, **kwargs).arguments)
+            try:
+                given = parameters.bind(*args, **kwargs).arguments
+            except TypeError:  # too few or too many: Python has said so
+                return error
+            _check_arguments(given, order, rank)
         return error
 
     @functools.wraps(function)

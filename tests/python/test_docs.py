@@ -17,7 +17,22 @@ DOCUMENTS = sorted(
     for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
     if "```python" in path.read_text()
 )
+FENCE = re.compile(r"^\s*(?:```|~~~)(.*)$", re.MULTILINE)
 NEEDS = re.compile(r"^(?:from|import) (fvcore)\b", re.MULTILINE)
+
+
+def test_no_block_is_missed() -> None:
+    """Pages of the guide have blocks, and all that is fenced is Python or a text."""
+    names = {path.stem for path in DOCUMENTS}
+    assert names >= set(
+        "README guide autotuner backends fused-and-unfused fused-quick-start kv-parallelism "
+        "sequences".split()
+    )
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        text = path.read_text()
+        fences = FENCE.findall(text)
+        assert set(fences[::2]) <= {"python", ""} and set(fences[1::2]) <= {""}, path
+        assert len(BLOCK.findall(text)) == fences.count("python"), path
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
@@ -36,4 +51,5 @@ def test_blocks_run(
         above = text.count("\n", 0, found.start(1))
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # fvcore's
             exec(compile("\n" * above + found.group(1), str(path), "exec"), names)

@@ -302,15 +302,47 @@ def test_transformers_trap() -> None:
 
 
 def test_positional_order_of_later_versions() -> None:
-    """From 0.20 on: kernel_size, stride, dilation, is_causal."""
+    """From 0.20 on: kernel_size, stride, dilation, is_causal, scale."""
     q, k, v = (t.movedim(1, -2) for t in tensors(6, 7))
-    with pytest.raises(TypeError, match="stride, dilation and is_causal by keyword"):
-        na2d(q, k, v, 3, 2, 1)
-    with pytest.raises(TypeError, match="stride, dilation and is_causal by keyword"):
-        na2d(q, k, v, (3, 3), (2, 2), (1, 1))
-    for last in (1, (1, 1), 1.0):
-        with pytest.raises(NattenTypeError, match="by keyword"):
-            natten.NeighborhoodAttention2D(8, 2, 3, 2, last)
+    both = (True, False)
+    calls: list[Any] = [
+        lambda: na2d(q, k, v, 3, 2, 1),
+        lambda: na2d(q, k, v, (3, 3), (2, 2), (1, 1)),
+        lambda: na2d(q, k, v, 3, 2, 1, True),
+        lambda: na2d(q, k, v, (3, 3), (1, 2), (2, 1), both, 0.5),
+        lambda: na2d(q, k, v, 3, 2, 0, False, None, None, None),
+        lambda: natten.NeighborhoodAttention2D(8, 2, 3, 2, 1),
+        lambda: natten.NeighborhoodAttention2D(8, 2, 3, 2, (1, 1)),
+        lambda: natten.NeighborhoodAttention2D(8, 2, 3, 2, 1.0),
+        lambda: natten.NeighborhoodAttention2D(8, 2, 3, 2, 1, False),
+    ]
+    for call in calls:
+        with pytest.raises(NattenTypeError, match="stride, dilation and is_causal by keyword"):
+            call()
+
+
+def test_positional_order_of_unfused_functions() -> None:
+    """0.15 had two numbers each for three axes; is_causal never came fourth."""
+    q, _, _ = tensors(6, 7, 8)
+    with pytest.raises(NattenTypeError, match="is_causal must be .* by keyword"):
+        na3d_qk(q, q, 5, 3, 1, 1)
+    order = "query, key, kernel_size, dilation, additional_keys, is_causal, rpb; pass the rest"
+    with pytest.raises(NattenTypeError, match=f"additional_keys must be .* got bool. .*{order}"):
+        na3d_qk(q, q, 3, 1, True)
+    with pytest.raises(NattenTypeError, match="additional_values must be a tensor, got int"):
+        na3d_av(torch.zeros(2, 3, 6, 7, 8, 27), q, 3, 1, 1)
+    with pytest.raises(TypeError, match="positional arguments but"):
+        na3d_qk(q, q, 3, 1, None, False, None, 1)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'kernel_size'"):
+        na3d_qk(q, q)
+
+
+@pytest.mark.parametrize("name", ("na1d", "na2d", "na3d", "flex"))
+def test_modules_that_are_none(name: str) -> None:
+    with pytest.raises(ImportError):
+        importlib.import_module(f"natten.{name}")
+    assert not hasattr(natten.libnatten, "na2d_forward")
+    assert not hasattr(natten.flops, "qk_2d_rpb_flop")
 
 
 def test_modules_of_0_14() -> None:
