@@ -96,6 +96,9 @@ NA_WORD void leave_out(consumer *s)
         int before = s->value.stage ? s->value.stage - 1 : NA_VALUE_STAGES - 1;
         na_gate_wait(gate(s->base, VALUE_FULL + before),
                      s->value.stage ? s->value.phase : s->value.phase ^ 1);
+        /* Once the first lane has arrived, the gate may turn twice: whoever still waited at it
+         * would do so for ever. */
+        na_warp_barrier();
         na_gate_arrive_if(gate(s->base, VALUE_EMPTY + before), !s->seat.lane);
     }
     s->owes_value = 1;

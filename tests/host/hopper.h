@@ -325,6 +325,12 @@ NA_WORD void na_hold(float *value) { (void)value; }
 NA_WORD int na_count_up(int *counter) { return (*counter)++; }
 NA_WORD void na_group_barrier(int name) { na_host_barrier(name, 128); }
 
+NA_WORD void na_warp_barrier(void)
+{
+    char none = 0;
+    na_host_warp("na_warp_barrier", &none, 1);
+}
+
 #define NA_REGISTERS_LESS(count) ((void)0)
 #define NA_REGISTERS_MORE(count) ((void)0)
 

@@ -104,6 +104,9 @@ NA_WORD void na_group_barrier(int name)
     asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory");
 }
 
+/* The threads of one warp. */
+NA_WORD void na_warp_barrier(void) { __syncwarp(); }
+
 /* Gives registers back, takes more: `count` of them for each thread of the warpgroup. */
 #define NA_REGISTERS_LESS(count) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count))
 #define NA_REGISTERS_MORE(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count))
