@@ -152,13 +152,20 @@ static int channels_of(const natten_problem *p, const na_sm90_config *c)
     return dim + (c->gives & 1 ? dim + value_dim : 0) + (c->gives & 2 ? value_dim : 0);
 }
 
-enum { REGISTERS_3 = 160, REGISTERS_2 = 240, REGISTERS_ELSE = 29, REGISTERS_BACK = 32 };
+enum {
+    REGISTERS_3 = 160,
+    REGISTERS_2 = 240,
+    REGISTERS_ELSE = 29,
+    REGISTERS_BACK = 32,
+    REGISTERS_BIAS = 16
+};
 
 static int fits_registers(const natten_problem *p, const na_sm90_config *c)
 {
     int dim = (int)p->head_dim, value_dim = (int)p->value_dim, visitors = na_sm90_visitors(c);
     if (c->what == NA_SM90_FORWARD)
-        return value_dim / 2 + visitors / 2 + REGISTERS_ELSE <=
+        return value_dim / 2 + visitors / 2 + REGISTERS_ELSE +
+                   (na_has(p, NATTEN_RPB) ? REGISTERS_BIAS : 0) <=
                (c->groups == 3 ? REGISTERS_3 : REGISTERS_2);
     if (c->what == NA_SM90_D_QUERY)
         return dim / 2 + visitors + REGISTERS_BACK + 8 <= REGISTERS_2;
@@ -171,6 +178,8 @@ static int bytes_of(const natten_problem *p, const na_sm90_config *c)
 {
     int dim = (int)p->head_dim, value_dim = (int)p->value_dim;
     int words = (c->sub[0] + c->sub[1] + c->sub[2]) * c->positions;
+    if (na_has(p, NATTEN_RPB) && c->positions)
+        words += 3;
     if (c->what == NA_SM90_FORWARD)
         return na_sm90_shared_of(c->groups, dim, value_dim, na_sm90_visitors(c), c->stages[0],
                                  c->stages[1], words)
@@ -201,10 +210,22 @@ static int fit_shared(const natten_problem *p, const na_device *device, na_sm90_
     return 1;
 }
 
+int na_sm90_split(const natten_problem *p, int axis)
+{
+    const natten_axis *x = p->axis;
+    int is_line =
+        x[0].query_extent * x[1].query_extent <= 1 && x[0].key_extent * x[1].key_extent <= 1;
+    int64_t most = is_line ? MOST_BOX / NA_SM90_ROWS : 8, dilation = x[axis].dilation;
+    int split = 1;
+    while (dilation % split || dilation / split > most)
+        split++;
+    return split;
+}
+
 static int fits_boxes(const natten_problem *p, const na_sm90_config *c)
 {
     for (int a = 0; a < 3; a++)
-        if (na_max(c->sub[a], c->tile[a]) * p->axis[a].dilation > MOST_BOX)
+        if (na_max(c->sub[a], c->tile[a]) * (p->axis[a].dilation / na_sm90_split(p, a)) > MOST_BOX)
             return 0;
     return 1;
 }

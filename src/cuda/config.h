@@ -36,6 +36,11 @@ static inline int na_sm90_visitors(const na_sm90_config *config)
     return config->tile[0] * config->tile[1] * config->tile[2];
 }
 
+/* Boxes of tensor maps step by 8 tokens at most, and reach over 256, which the lines of 64 and more
+ * tokens of a 1-D map do with less. An axis of larger dilation is cut into so many sets of tokens,
+ * each with the dilation divided by their number (na_sm90_part). */
+int na_sm90_split(const natten_problem *problem, int axis);
+
 /* Choices of tiles besides the first. */
 enum { NA_SM90_CHOICES = 5 };
 

@@ -12,21 +12,40 @@
 typedef struct state {
     na_sm90_config config;
     na_launch launch;
-    int launches;              /* one for each batch of a 3-D map: a tensor map has five axes */
-    na_sm90_forward arguments; /* but for addresses and tensor maps */
+    int batches; /* launches: one for each batch of a 3-D map, as a tensor map has five axes */
+    int parts;   /* times so many, by dilation */
+    na_sm90_forward arguments; /* but for addresses, tensor maps, and the walks of parts */
 } state;
 
 /* ----------------------------------------------------------------------------------------------
  * planning */
+
+/* Entries of a bias lie as many elements behind the first as 31 bits count. */
+static int is_far(const natten_problem *p)
+{
+    const natten_layout *bias = &p->layout[NATTEN_RPB];
+    double reach = fabs((double)bias->head) * (double)p->heads;
+    for (int a = 0; a < 3; a++)
+        reach += fabs((double)bias->axis[a]) * (double)(2 * p->axis[a].window);
+    return na_has(p, NATTEN_RPB) && reach > 2e9;
+}
 
 static natten_status check(natten_plan *plan)
 {
     static const natten_role walked[] = {NATTEN_QUERY, NATTEN_KEY, NATTEN_VALUE,
                                          NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE};
     natten_status status = na_sm90_check_sizes(plan);
+    if (status == NATTEN_OK && is_far(&plan->problem))
+        return na_refuse(plan, "entries of the relative position bias are too far apart");
     for (int i = 0; status == NATTEN_OK && i < (plan->problem.additional_tokens ? 5 : 3); i++)
         status = na_sm90_check_layout(plan, walked[i], 1);
     return status == NATTEN_OK ? na_sm90_check_layout(plan, NATTEN_OUT, 0) : status;
+}
+
+/* Whether scores are scaled before they are compared with each other. */
+static int is_scaled(const natten_problem *p)
+{
+    return na_has(p, NATTEN_RPB) || !((float)p->scale > 0);
 }
 
 void na_sm90_special(const natten_problem *p, const na_sm90_config *c, na_special *special)
@@ -37,13 +56,18 @@ void na_sm90_special(const natten_problem *p, const na_sm90_config *c, na_specia
     na_special_set(special, "NA_KEY_STAGES", c->stages[0]);
     na_special_set(special, "NA_VALUE_STAGES", c->stages[1]);
     na_special_set(special, "NA_EXTRA", p->additional_tokens > 0);
+    na_special_set(special, "NA_SCALED", is_scaled(p));
+    na_special_set(special, "NA_BIAS", na_has(p, NATTEN_RPB));
 }
 
 int na_sm90_arguments(const natten_problem *p, const na_sm90_config *c, na_sm90_forward *arguments)
 {
     arguments->scale_log2 = (float)(p->scale * 1.4426950408889634);
     /* Weights may reach 2^8 before references follow: far from where half precision ends. */
-    arguments->slack = fminf(8 / arguments->scale_log2, 1e20f);
+    arguments->slack = is_scaled(p) ? 8 : fminf(8 / arguments->scale_log2, 1e20f);
+    arguments->bias.head = (int)p->layout[NATTEN_RPB].head;
+    for (int a = 0; a < 3; a++)
+        arguments->bias.step[a] = (int)p->layout[NATTEN_RPB].axis[a];
     arguments->out_layout = p->layout[NATTEN_OUT];
     arguments->lse_layout = p->layout[NATTEN_LSE];
     return na_sm90_walk_of(p, c, na_sm90_is_flat(p), &arguments->walk);
@@ -57,6 +81,19 @@ static natten_status load(natten_plan *plan, const na_device *device, state *s)
     na_sm90_special(&plan->problem, &s->config, &special);
     s->launch.shared_bytes = s->config.shared_bytes;
     return na_sm90_load(plan, device, &special, "na_sm90_forward_kernel", &s->launch);
+}
+
+/* What host words and the compiler vouch for, but no GPU has run yet. */
+static const char *unproved(const natten_problem *p, const na_sm90_config *config)
+{
+    if (na_has(p, NATTEN_RPB))
+        return "a relative position bias";
+    if (is_scaled(p))
+        return "a scale that is not positive";
+    /* Once wrong on an H100, in a form that is no more, for a reason not found. */
+    if (p->additional_tokens && !config->positions)
+        return "additional tokens where tiles of keys are lines";
+    return NULL;
 }
 
 natten_status na_cuda_sm90_plan(natten_plan *plan)
@@ -73,9 +110,9 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     if (!na_sm90_config_choose(p, device, NA_SM90_FORWARD, p->choice, &s->config))
         status = na_refuse(plan, "no tiles fit, or not so many choices of them");
-    /* Once wrong on an H100, in a form that is no more, for a reason not found: not until it is. */
-    else if (p->additional_tokens && !s->config.positions)
-        status = na_refuse(plan, "no additional tokens where tiles of keys are lines");
+    else if (unproved(p, &s->config) && !na_sm90_is_asked_for(plan))
+        status = na_refuse(plan, "not yet proved on a GPU with %s: ask for it by name",
+                           unproved(p, &s->config));
     else if (!na_sm90_arguments(p, &s->config, &s->arguments))
         status = na_refuse(plan, "too many tiles of queries");
     else
@@ -85,10 +122,11 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
         return status;
     }
     int items = s->arguments.walk.items, blocks = device->multiprocessors;
-    s->launch.blocks = items < blocks ? items : blocks;
+    s->launch.blocks = blocks;
     s->launch.threads = NA_SM90_WARPGROUP * (s->config.groups + 1);
-    s->launches = s->arguments.walk.flat ? 1 : (int)p->batch;
-    plan->workspace = items > blocks ? (size_t)s->launches * sizeof(int) : 0;
+    s->batches = s->arguments.walk.flat ? 1 : (int)p->batch;
+    s->parts = na_sm90_parts(p);
+    plan->workspace = items > blocks ? (size_t)s->batches * (size_t)s->parts * sizeof(int) : 0;
     plan->state = s;
     plan->run = run_sm90;
     plan->choices = NA_SM90_CHOICES;
@@ -100,52 +138,99 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
 /* ----------------------------------------------------------------------------------------------
  * running */
 
-static natten_status map_tokens(const natten_plan *plan, natten_role role, void *data,
-                                const int box[3], int heads, na_tensor_map *map)
+/* A part of the plan's problem, and its own work items. */
+typedef struct piece {
+    natten_problem problem;
+    int64_t first[NATTEN_ROLES];
+    na_sm90_forward arguments;
+    na_launch launch;
+} piece;
+
+/* 0: there is nothing in it. */
+static int find_piece(const natten_plan *plan, int number, piece *piece)
 {
-    const natten_axis *x = plan->problem.axis;
+    const state *s = plan->state;
+    na_sm90_walk *walk = &piece->arguments.walk;
+    piece->arguments = s->arguments;
+    piece->launch = s->launch;
+    if (!na_sm90_part(&plan->problem, number, &piece->problem, piece->first))
+        return 0;
+    piece->arguments.out_layout = piece->problem.layout[NATTEN_OUT];
+    piece->arguments.lse_layout = piece->problem.layout[NATTEN_LSE];
+    na_sm90_walk_of(&piece->problem, &s->config, walk->flat, walk);
+    if (walk->items < piece->launch.blocks)
+        piece->launch.blocks = walk->items;
+    return 1;
+}
+
+static natten_status map_tokens(const piece *piece, natten_role role, char **data, const int box[3],
+                                int heads, na_tensor_map *map)
+{
+    const natten_axis *x = piece->problem.axis;
     const na_sm90_boxes boxes = {
         .role = role,
-        .flat = ((const state *)plan->state)->arguments.walk.flat,
+        .flat = piece->arguments.walk.flat,
         .box = {box[0], box[1], box[2]},
         .step = {(int)x[0].dilation, (int)x[1].dilation, (int)x[2].dilation},
         .heads = heads};
-    return na_sm90_map(&plan->problem, &boxes, data, map);
+    return na_sm90_map(&piece->problem, &boxes, data[role], map);
 }
 
 /* Launches for the batches from `batch` on that one launch covers. */
-static natten_status run_batch(const natten_plan *plan, const natten_run *run, int batch)
+static natten_status run_piece(const natten_plan *plan, const natten_run *run, piece *piece,
+                               int batch, int *counter)
 {
-    const state *s = plan->state;
-    const natten_problem *p = &plan->problem;
-    const na_sm90_config *c = &s->config;
+    const natten_problem *p = &piece->problem;
+    const na_sm90_config *c = &((const state *)plan->state)->config;
     const int keys = na_sm90_visitors(c);
-    na_sm90_forward arguments = s->arguments;
+    na_sm90_forward *arguments = &piece->arguments;
     char *data[NATTEN_ROLES];
     natten_status status;
     na_sm90_addresses(p, run, batch, data);
-    arguments.out = data[NATTEN_OUT];
-    arguments.lse = na_has(p, NATTEN_LSE) ? (float *)data[NATTEN_LSE] : NULL;
-    arguments.walk.counter = plan->workspace ? (int *)run->workspace + batch : NULL;
-    status = map_tokens(plan, NATTEN_QUERY, data[NATTEN_QUERY], c->sub, c->pack, &arguments.query);
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        if (data[role])
+            data[role] += piece->first[role] * (int64_t)na_dtype_size(na_role_dtype(p, role));
+    arguments->out = data[NATTEN_OUT];
+    arguments->lse = na_has(p, NATTEN_LSE) ? (float *)data[NATTEN_LSE] : NULL;
+    arguments->bias.entries = run->data[NATTEN_RPB]; /* it has no batch */
+    arguments->walk.counter = counter;
+    status = map_tokens(piece, NATTEN_QUERY, data, c->sub, c->pack, &arguments->query);
     if (status == NATTEN_OK)
-        status = map_tokens(plan, NATTEN_KEY, data[NATTEN_KEY], c->tile, 1, &arguments.key);
+        status = map_tokens(piece, NATTEN_KEY, data, c->tile, 1, &arguments->key);
     if (status == NATTEN_OK)
-        status = map_tokens(plan, NATTEN_VALUE, data[NATTEN_VALUE], c->tile, 1, &arguments.value);
+        status = map_tokens(piece, NATTEN_VALUE, data, c->tile, 1, &arguments->value);
     if (status == NATTEN_OK && p->additional_tokens)
         status = na_sm90_map_extra(p, NATTEN_ADDITIONAL_KEY, data[NATTEN_ADDITIONAL_KEY], keys, 1,
-                                   &arguments.extra_key);
+                                   &arguments->extra_key);
     if (status == NATTEN_OK && p->additional_tokens)
         status = na_sm90_map_extra(p, NATTEN_ADDITIONAL_VALUE, data[NATTEN_ADDITIONAL_VALUE], keys,
-                                   1, &arguments.extra_value);
-    return status == NATTEN_OK ? na_launch_run(&s->launch, run->stream, &arguments) : status;
+                                   1, &arguments->extra_value);
+    return status == NATTEN_OK ? na_launch_run(&piece->launch, run->stream, arguments) : status;
 }
 
-static natten_status run_sm90(const natten_plan *plan, const natten_run *run)
+static natten_status run_all(const natten_plan *plan, const natten_run *run)
 {
     const state *s = plan->state;
     const char *why;
     const na_driver *cuda = na_driver_find(&why);
+    int *counter = plan->workspace ? run->workspace : NULL;
+    natten_status status = NATTEN_OK;
+    piece piece;
+    if (counter)
+        status = na_driver_check(cuda->cuMemsetD32Async((uint64_t)(uintptr_t)counter, 0,
+                                                        plan->workspace / sizeof(int), run->stream),
+                                 "cuMemsetD32Async");
+    for (int i = 0; status == NATTEN_OK && i < s->parts; i++)
+        for (int batch = 0; status == NATTEN_OK && batch < s->batches; batch++) {
+            if (find_piece(plan, i, &piece))
+                status = run_piece(plan, run, &piece, batch, counter);
+            counter += counter != NULL;
+        }
+    return status;
+}
+
+static natten_status run_sm90(const natten_plan *plan, const natten_run *run)
+{
     na_context context;
     if (!na_sm90_is_aligned(&plan->problem, run))
         return na_sm90_run_unaligned(plan, run);
@@ -155,12 +240,7 @@ static natten_status run_sm90(const natten_plan *plan, const natten_run *run)
     natten_status status = na_context_enter((int)plan->problem.device_index, &context);
     if (status != NATTEN_OK)
         return status;
-    if (plan->workspace)
-        status = na_driver_check(cuda->cuMemsetD32Async((uint64_t)(uintptr_t)run->workspace, 0,
-                                                        plan->workspace / sizeof(int), run->stream),
-                                 "cuMemsetD32Async");
-    for (int batch = 0; status == NATTEN_OK && batch < s->launches; batch++)
-        status = run_batch(plan, run, batch);
+    status = run_all(plan, run);
     na_context_leave(context);
     return status;
 }

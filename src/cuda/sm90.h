@@ -40,6 +40,19 @@ natten_status na_sm90_device_of(natten_plan *plan, const na_device **device);
 natten_status na_sm90_check_sizes(natten_plan *plan);
 natten_status na_sm90_check_layout(natten_plan *plan, natten_role role, int is_walked);
 
+/* Whether the plan's kernel was asked for by its whole name: what host words and the compiler vouch
+ * for, but no GPU has run yet, is done only then. */
+int na_sm90_is_asked_for(const natten_plan *plan);
+
+/* Large dilations: the problem is so many parts that know nothing of each other, each of tokens
+ * that are congruent modulo na_sm90_split along each axis, and of smaller dilations. */
+int na_sm90_parts(const natten_problem *problem);
+
+/* Part number `number`, and how many elements behind a role's first its own first is. 0: it has no
+ * queries. */
+int na_sm90_part(const natten_problem *problem, int number, natten_problem *part,
+                 int64_t first[NATTEN_ROLES]);
+
 /* Macros that all texts have. */
 void na_sm90_special_tiles(const natten_problem *problem, const na_sm90_config *config,
                            na_special *special);

@@ -47,6 +47,12 @@ static natten_status check(natten_plan *plan)
     for (int i = 0; status == NATTEN_OK && i < 6; i++)
         if (na_has(p, rows[i]))
             status = na_sm90_check_layout(plan, rows[i], 0);
+    if (status == NATTEN_OK && na_has(p, NATTEN_RPB))
+        return na_refuse(plan, "no relative position bias");
+    if (status == NATTEN_OK && !(p->scale > 0))
+        return na_refuse(plan, "only positive scales, not %g", p->scale);
+    if (status == NATTEN_OK && na_sm90_parts(p) > 1)
+        return na_refuse(plan, "dilations so large that the map would have to be cut in parts");
     double queries = (double)p->batch * (double)p->heads;
     for (int a = 0; a < 3; a++)
         queries *= (double)p->axis[a].query_extent;
@@ -207,19 +213,13 @@ static natten_status prepare(natten_plan *plan, const na_device *device, state *
     return status == NATTEN_OK ? load_delta(plan, device, s) : status;
 }
 
-/* Host words and the compiler vouch for these kernels, but no GPU has run them yet. */
-static int is_asked_for(const natten_plan *plan)
-{
-    return plan->asked && !strcmp(plan->asked, plan->kernel->name);
-}
-
 natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
 {
     const na_device *device;
     natten_status status = na_sm90_device_of(plan, &device);
     if (status == NATTEN_OK)
         status = check(plan);
-    if (status == NATTEN_OK && !is_asked_for(plan))
+    if (status == NATTEN_OK && !na_sm90_is_asked_for(plan))
         return na_refuse(plan, "not yet proved on a GPU: ask for it by name");
     if (status != NATTEN_OK)
         return status;

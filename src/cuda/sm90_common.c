@@ -2,12 +2,13 @@
  * What the plans of the Hopper kernels share. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/problem.h"
 #include "cuda/driver.h"
 #include "cuda/sm90.h"
 
-enum { ALIGNMENT = 8, MOST_CHANNELS = 256, MOST_DILATION = 8 };
+enum { ALIGNMENT = 8, MOST_CHANNELS = 256 };
 
 /* ----------------------------------------------------------------------------------------------
  * planning */
@@ -53,19 +54,18 @@ natten_status na_sm90_check_sizes(natten_plan *plan)
         p->value_dim > MOST_CHANNELS)
         return na_refuse(plan, "only multiples of 8 up to %d channels, not %lld and %lld",
                          MOST_CHANNELS, (long long)p->head_dim, (long long)p->value_dim);
-    if (na_has(p, NATTEN_RPB))
-        return na_refuse(plan, "no relative position bias");
     if (na_has(p, NATTEN_KEY_BIAS))
         return na_refuse(plan, "no key bias");
     if (p->dropout > 0)
         return na_refuse(plan, "no dropout");
-    if (!(p->scale > 0) || isinf((float)p->scale))
-        return na_refuse(plan, "only positive scales, not %g", p->scale);
-    for (int a = 0; a < 3; a++)
-        if (p->axis[a].dilation > MOST_DILATION)
-            return na_refuse(plan, "axis %d has dilation %lld, and only up to %d", a,
-                             (long long)p->axis[a].dilation, MOST_DILATION);
+    if (!isfinite((float)p->scale))
+        return na_refuse(plan, "only finite scales, not %g", p->scale);
     return NATTEN_OK;
+}
+
+int na_sm90_is_asked_for(const natten_plan *plan)
+{
+    return plan->asked && !strcmp(plan->asked, plan->kernel->name);
 }
 
 void na_sm90_special_tiles(const natten_problem *p, const na_sm90_config *c, na_special *special)
@@ -131,6 +131,64 @@ natten_status na_sm90_load(natten_plan *plan, const na_device *device, const na_
         status = na_launch_allow(device, launch->function, launch->shared_bytes);
     na_context_leave(context);
     return status == NATTEN_ERROR_UNSUPPORTED ? na_refuse(plan, "%s", natten_last_error()) : status;
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * parts */
+
+int na_sm90_parts(const natten_problem *p)
+{
+    int parts = 1;
+    for (int a = 0; a < 3; a++)
+        parts *= na_sm90_split(p, a);
+    return parts;
+}
+
+/* Of tokens origin..origin + extent - 1 those that are congruent to `residue`: counted as a set of
+ * their own. Gives the place of the first among all of them. */
+static int64_t cut(int64_t *origin, int64_t *extent, int split, int residue)
+{
+    int64_t first = (*origin - residue + split - 1) / split;
+    int64_t end = (*origin + *extent - residue + split - 1) / split;
+    int64_t place = first * split + residue - *origin;
+    *origin = first;
+    *extent = end - first;
+    return place;
+}
+
+static int is_of_keys(natten_role role)
+{
+    return role == NATTEN_KEY || role == NATTEN_VALUE || role == NATTEN_KEY_BIAS ||
+           role == NATTEN_D_KEY || role == NATTEN_D_VALUE || role == NATTEN_D_KEY_BIAS;
+}
+
+static int has_tokens(natten_role role)
+{
+    return role != NATTEN_RPB && role != NATTEN_D_RPB && role != NATTEN_ADDITIONAL_KEY &&
+           role != NATTEN_ADDITIONAL_VALUE && role != NATTEN_D_ADDITIONAL_KEY &&
+           role != NATTEN_D_ADDITIONAL_VALUE;
+}
+
+int na_sm90_part(const natten_problem *problem, int number, natten_problem *part,
+                 int64_t first[NATTEN_ROLES])
+{
+    *part = *problem;
+    memset(first, 0, NATTEN_ROLES * sizeof *first);
+    for (int a = 2; a >= 0; a--) {
+        natten_axis *x = &part->axis[a];
+        int split = na_sm90_split(problem, a), residue = number % split;
+        int64_t queries = cut(&x->query_origin, &x->query_extent, split, residue);
+        int64_t keys = cut(&x->key_origin, &x->key_extent, split, residue);
+        number /= split;
+        x->global_extent = (x->global_extent - residue + split - 1) / split;
+        x->dilation /= split;
+        for (int role = 0; role < NATTEN_ROLES; role++)
+            if (has_tokens(role)) {
+                first[role] += problem->layout[role].axis[a] * (is_of_keys(role) ? keys : queries);
+                part->layout[role].axis[a] *= split;
+            }
+    }
+    return part->axis[0].query_extent * part->axis[1].query_extent * part->axis[2].query_extent > 0;
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -226,7 +284,7 @@ void na_sm90_addresses(const natten_problem *p, const natten_run *run, int batch
 int na_sm90_is_aligned(const natten_problem *p, const natten_run *run)
 {
     for (int role = 0; role < NATTEN_ROLES; role++)
-        if (na_has(p, role) && role != NATTEN_LSE && role != NATTEN_D_LSE &&
+        if (na_has(p, role) && role != NATTEN_LSE && role != NATTEN_D_LSE && role != NATTEN_RPB &&
             (uintptr_t)run->data[role] % 16)
             return 0;
     return 1;

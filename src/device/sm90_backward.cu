@@ -23,6 +23,7 @@
 
 #define NA_ARGUMENTS na_sm90_backward
 #define NA_HALF_VISITORS 0
+#define NA_BIAS 0
 
 #define NA_PRODUCT scores
 #define NA_PRODUCT_N NA_VISITORS

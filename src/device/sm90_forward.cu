@@ -14,7 +14,8 @@
  * NA_VISITORS their product, NA_HALF_VISITORS half of it, or 0 where tiles are not halved;
  * NA_KEY_STAGES and NA_VALUE_STAGES, at least 2; NA_POSITIONS, places for tiles along one axis in
  * the mask tables, 0: no tables, as rows and tiles extend along axis 2 only; NA_EXTRA: there are
- * additional tokens. */
+ * additional tokens; NA_SCALED: scores are scaled before they are compared, as the scale is not
+ * positive or there is NA_BIAS, a relative position bias. */
 #include "device/sm90_forward.h"
 #include "device/words/hopper.h"
 
@@ -45,7 +46,7 @@ enum {
 NA_WORD na_sm90_shared places(void)
 {
     return na_sm90_shared_of(NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS, NA_KEY_STAGES,
-                             NA_VALUE_STAGES, TABLE_WORDS);
+                             NA_VALUE_STAGES, TABLE_WORDS + BIAS_WORDS);
 }
 
 NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
@@ -74,6 +75,9 @@ typedef struct consumer {
 } consumer;
 
 #define NONE (-1e30f) /* below every score, yet finite: less itself it gives 0 */
+
+/* What scores are multiplied by as they become exponents. */
+NA_WORD float exponent_scale(const na_sm90_forward *p) { return NA_SCALED ? 1 : p->scale_log2; }
 
 NA_WORD void give_key(consumer *s)
 {
@@ -142,11 +146,11 @@ NA_WORD void finish_item(const na_sm90_forward *p, consumer *s)
         float total = s->total[r];
         total += na_exchange(total, 1);
         total += na_exchange(total, 2);
-        store_row(&s->seat, s->out, NA_VALUE_DIM, r, 1 / total,
+        store_row(&s->seat, s->out, NA_VALUE_DIM, r, NA_BIAS && total == 0 ? 0 : 1 / total,
                   (uint16_t *)p->out + offset_of(&p->out_layout, t->batch, token, head), there);
         if (there && p->lse && !(s->seat.lane & 3))
             p->lse[offset_of(&p->lse_layout, t->batch, token, head)] =
-                (s->highest[r] * p->scale_log2 + na_log2(total)) * 0.69314718f;
+                (s->highest[r] * exponent_scale(p) + na_log2(total)) * 0.69314718f;
     }
 }
 

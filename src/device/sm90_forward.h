@@ -15,6 +15,7 @@ typedef struct na_sm90_forward {
     float *lse;       /* NULL: not wanted */
     float scale_log2; /* scale, for powers of two */
     float slack;      /* by how much a score may exceed the reference maximum of its row */
+    na_sm90_bias bias;
 } na_sm90_forward;
 
 /* Offsets in bytes. */

@@ -3,11 +3,12 @@
  * notes about tiles, how far residents see.
  *
  * Parameters: NA_SIDE, 0 where residents are queries, 1 where they are keys; NA_SUB_0..2, NA_PACK,
- * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS (sm90_forward.cu has them). */
+ * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS, NA_BIAS (sm90_forward.cu has them). */
 enum {
     SUB_TOKENS = NA_SM90_ROWS / NA_PACK,
     TABLE_ROWS = NA_SUB_0 + NA_SUB_1 + NA_SUB_2,
     TABLE_WORDS = TABLE_ROWS * NA_POSITIONS,
+    BIAS_WORDS = NA_BIAS && NA_POSITIONS ? 3 : 0, /* behind the table: where tiles begin */
     /* Only axes along which residents or visitors differ have to be looked at. */
     MASKS_0 = NA_SUB_0 > 1 || NA_TILE_0 > 1,
     MASKS_1 = NA_SUB_1 > 1 || NA_TILE_1 > 1,

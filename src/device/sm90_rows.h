@@ -19,7 +19,7 @@ NA_WORD void take_seat(seat *s, int group, int item_place, int table_place)
     s->row = (thread >> 5) * 16 + (s->lane >> 2);
     s->column = (s->lane & 3) * 2;
     s->item = (const work_item *)(shared + item_place + group * NA_SM90_ITEM_WORDS * 4);
-    s->table = (uint32_t *)(shared + table_place) + group * TABLE_WORDS;
+    s->table = (uint32_t *)(shared + table_place) + group * (TABLE_WORDS + BIAS_WORDS);
 }
 
 NA_WORD uint32_t range(int from, int to, int limit)
@@ -68,6 +68,9 @@ NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t
         int resident = t->first[a] + offset(a, s->group) + place;
         s->table[e] = table_word(p, t, a, resident, position);
     }
+    if (BIAS_WORDS && thread < 3)
+        s->table[TABLE_WORDS + thread] =
+            (uint32_t)visitors_at(&p->axis[thread], t->residue[thread], t->first[thread]).first;
 }
 
 /* Where row `row` of the warpgroup lies along an axis, from the warpgroup's first resident. */

@@ -8,6 +8,9 @@
 #include "device/words/wgmma_tmpl.h"
 
 #include "device/sm90_mask_tmpl.h"
+#if NA_BIAS
+#include "device/sm90_bias_tmpl.h"
+#endif
 
 NA_WORD void NA_JOIN(multiply_, NA_COLUMNS)(consumer *s, float *scores, int from)
 {
@@ -53,7 +56,7 @@ NA_WORD void NA_JOIN(weigh_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, 
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             float raised = high[r] > s->highest[r] + p->slack ? high[r] : s->highest[r];
-            factor[r] = na_exp2((s->highest[r] - raised) * p->scale_log2);
+            factor[r] = na_exp2((s->highest[r] - raised) * exponent_scale(p));
             s->highest[r] = raised;
             s->total[r] *= factor[r];
         }
@@ -63,10 +66,10 @@ NA_WORD void NA_JOIN(weigh_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, 
     }
 #pragma unroll
     for (int r = 0; r < 2; r++)
-        offset[r] = s->highest[r] * p->scale_log2;
+        offset[r] = s->highest[r] * exponent_scale(p);
 #pragma unroll
     for (int i = 0; i < NA_COLUMNS / 2; i++) {
-        scores[i] = na_exp2(na_fma(scores[i], p->scale_log2, -offset[i >> 1 & 1]));
+        scores[i] = na_exp2(na_fma(scores[i], exponent_scale(p), -offset[i >> 1 & 1]));
         s->total[i >> 1 & 1] += scores[i];
     }
 }
@@ -100,6 +103,11 @@ NA_WORD void NA_JOIN(tile_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, c
     give_key(s);
     if (kind & LAST)
         give_query(s);
+#if NA_SCALED
+#pragma unroll
+    for (int i = 0; i < NA_COLUMNS / 2; i++)
+        scores[i] *= p->scale_log2;
+#endif
     if (NA_EXTRA && kind & EXTRA) {
 #pragma unroll
         for (int r = 0; r < 2; r++)
@@ -107,6 +115,11 @@ NA_WORD void NA_JOIN(tile_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, c
     } else if (kind >> s->seat.group & MASK) {
         NA_JOIN(mask_, NA_COLUMNS)(&p->walk, &s->seat, scores, at, from);
     }
+#if NA_BIAS
+    if (!(kind & EXTRA))
+        NA_JOIN(add_bias_, NA_COLUMNS)
+    (&p->walk, &p->bias, &s->seat, scores, s->seat.item->head * NA_PACK, at, from);
+#endif
     NA_JOIN(weigh_, NA_COLUMNS)(p, s, scores);
 #pragma unroll
     for (int i = 0; i < NA_COLUMNS / 4; i++)

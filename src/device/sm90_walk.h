@@ -34,6 +34,13 @@ typedef struct na_sm90_walk {
     int extra_tokens;  /* additional tokens, which visit like keys */
 } na_sm90_walk;
 
+/* A relative position bias: entries, of the first head where query and key are as far apart as they
+ * get, the query behind; how far apart heads and places along an axis are. */
+typedef struct na_sm90_bias {
+    const uint16_t *entries;
+    int head, step[3];
+} na_sm90_bias;
+
 /* Bytes of so many tokens' channels in shared memory. */
 NA_INLINE int na_sm90_bytes(int tokens, int channels)
 {

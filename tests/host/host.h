@@ -127,6 +127,11 @@ NA_WORD void na_load_16_bytes(const void *from, uint32_t *to)
     memcpy(to, from, 16);
 }
 
+NA_WORD uint16_t na_load_2_bytes_if(const uint16_t *from, int condition)
+{
+    return condition ? *from : 0;
+}
+
 NA_WORD float na_float_of_f16(uint16_t bits)
 {
     _Float16 half;

@@ -53,6 +53,16 @@ NA_WORD void na_load_16_bytes(const void *from, uint32_t *to)
     to[3] = v.w;
 }
 
+/* What the whole launch only reads, or 0. Not an `if`, so that loads do not wait for each other. */
+NA_WORD uint16_t na_load_2_bytes_if(const uint16_t *from, int condition)
+{
+    uint16_t bits;
+    asm("{.reg .pred p; setp.ne.s32 p, %2, 0; mov.b16 %0, 0; @p ld.global.nc.u16 %0, [%1];}"
+        : "=h"(bits)
+        : "l"(from), "r"(condition));
+    return bits;
+}
+
 NA_WORD float na_float_of_f16(uint16_t bits)
 {
     float value;
