@@ -201,6 +201,7 @@ static void preferences(void)
     CHECK(strstr(said(NATTEN_QK, NATTEN_PREFER_USUAL), line));
     CHECK(strstr(said(NATTEN_AV, NATTEN_PREFER_TILED), "taken\nGEMM kernels: switched off\ntiled"));
     CHECK(strstr(said(NATTEN_AV_BACKWARD, 0), "\ntiled kernels: switched off\n"));
+    CHECK(strstr(said(NATTEN_QK, 0), "\nnaive kernels: cuda-reference-qk is of this kind\n"));
     CHECK(!strstr(said(NATTEN_FORWARD, NATTEN_PREFER_USUAL), "GEMM"));
     snprintf(line, sizeof line, "taken\nTF32: %s", unused);
     CHECK(strstr(said(NATTEN_FORWARD, NATTEN_PREFER_TF32), line));

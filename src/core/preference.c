@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 enum {
+    NAIVE = 0, /* no preference: these kernels are always there */
     UNFUSED = 1 << NATTEN_QK | 1 << NATTEN_QK_BACKWARD | 1 << NATTEN_AV | 1 << NATTEN_AV_BACKWARD,
     ANY = (1 << NATTEN_OPS) - 1,
     TRAINING = 1 << NATTEN_BACKWARD
@@ -16,6 +17,7 @@ static const struct {
     int ops;
 } known[] = {{NATTEN_PREFER_GEMM, "GEMM kernels", UNFUSED},
              {NATTEN_PREFER_TILED, "tiled kernels", UNFUSED},
+             {NAIVE, "naive kernels", UNFUSED},
              {NATTEN_PREFER_TF32, "TF32", ANY},
              {NATTEN_PREFER_KV_PARALLEL, "KV parallelism", TRAINING},
              {NATTEN_PREFER_LITTLE_MEMORY, "little memory", TRAINING},
@@ -27,6 +29,8 @@ static const int count = sizeof known / sizeof *known;
 static int is_silent(const natten_problem *p, uint64_t bit)
 {
     int usual = NATTEN_PREFER_USUAL & bit ? 1 : 0, set = p->preferences & bit ? 1 : 0;
+    if (bit == NAIVE)
+        return p->device == NATTEN_CPU;
     if (p->device == NATTEN_CPU || !(bit & NATTEN_PREFER_USUAL))
         return set == usual;
     return 0;
@@ -46,6 +50,11 @@ const char *na_preference_describe(const natten_plan *plan, int *index, char *te
     if (*index >= count)
         return NULL;
     uint64_t bit = known[*index].bit;
+    if (bit == NAIVE) {
+        snprintf(text, size, "%s%s", plan->run ? plan->kernel->name : "none takes this problem",
+                 plan->run ? " is of this kind" : "");
+        return known[(*index)++].name;
+    }
     const char *said = p->preferences & bit ? "allowed" : "switched off";
     if (p->device == NATTEN_CPU)
         snprintf(text, size, "%s, without effect on a CPU", said);

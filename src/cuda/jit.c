@@ -74,7 +74,7 @@ void na_arch_of(const na_device *device, int only_this_generation, char arch[NA_
         if (archs[i] <= wanted && archs[i] > best)
             best = archs[i];
     /* A GPU newer than NVRTC: the driver compiles the rest of the way. */
-    if (best != wanted && !only_this_generation)
+    if (best && best != wanted && !only_this_generation)
         snprintf(arch, NA_ARCH, "compute_%d", best);
 }
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * A libcuda.so.1 for tests: its one GPU is this computer. What the library hands to it are kernels
+ * A libcuda.so.1 for tests: its GPUs are this computer. What the library hands to it are kernels
  * that nvrtc.c had a C compiler make; they run as fibres (fibre.c), in host memory, before the
  * launch returns. The seed of the schedules comes from HOST_SEED, the driver's version from
- * HOST_DRIVER (13000), the compute capability from HOST_CAPABILITY (90), the number of
- * multiprocessors from HOST_PROCESSORS (132). */
+ * HOST_DRIVER (13000), the number of devices from HOST_DEVICES (1), their compute capability from
+ * HOST_CAPABILITY (90), the number of multiprocessors from HOST_PROCESSORS (132). The function that
+ * HOST_FAIL names has no memory. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -19,17 +20,28 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { INVALID = 1, NO_CONTEXT = 201, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum {
+    INVALID = 1,
+    NO_MEMORY = 2,
+    NO_CONTEXT = 201,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    IN_CAPTURE = 900,
+    DEVICES = 8,
+    RELAXED = 2
+};
 
 typedef struct kernel {
     struct kernel *next;
     int (*text)(const void *);
-    int shared_limit;
+    int shared_limit[DEVICES];
 } kernel;
 
 static kernel *kernels;
 static char fault[600];
-static _Thread_local int context_depth;
+/* A device's primary context is the address of its own number. */
+static int numbers[DEVICES] = {0, 1, 2, 3, 4, 5, 6, 7};
+static _Thread_local int *contexts[16], context_depth, capture_mode;
 static unsigned long launches;
 
 /* The functions of driver.def, as the driver declares them. */
@@ -44,6 +56,15 @@ static int setting(const char *name, int usual)
     return text ? atoi(text) : usual;
 }
 
+/* The error of a call that works as long as it is not the one to fail. */
+static int unless_failing(const char *function, int error)
+{
+    const char *failing = getenv("HOST_FAIL");
+    return failing && !strcmp(failing, function) ? NO_MEMORY : error;
+}
+
+static int is_no_device(int device) { return device < 0 || device >= setting("HOST_DEVICES", 1); }
+
 int symbol_cuDriverGetVersion(int *version)
 {
     *version = setting("HOST_DRIVER", 13000);
@@ -52,20 +73,24 @@ int symbol_cuDriverGetVersion(int *version)
 
 int symbol_cuGetErrorString(int error, const char **text)
 {
-    *text = error == LAUNCH_FAILED ? fault : error == NO_CONTEXT ? "no context" : "refused";
+    *text = error == LAUNCH_FAILED ? fault
+            : error == NO_CONTEXT  ? "no context"
+            : error == NO_MEMORY   ? "out of memory"
+            : error == IN_CAPTURE  ? "not while a stream is captured"
+                                   : "refused";
     return 0;
 }
 
 int symbol_cuDeviceGetCount(int *count)
 {
-    *count = 1;
+    *count = setting("HOST_DEVICES", 1);
     return 0;
 }
 
 int symbol_cuDeviceGet(int *device, int ordinal)
 {
     *device = ordinal;
-    return ordinal ? INVALID : 0;
+    return is_no_device(ordinal) ? INVALID : 0;
 }
 
 int symbol_cuDeviceGetName(char *name, int size, int device)
@@ -87,46 +112,57 @@ int symbol_cuDeviceGetAttribute(int *value, int attribute, int device)
     for (int i = 0; i < 5; i++)
         if (known[i].attribute == attribute) {
             *value = known[i].value;
-            return device ? INVALID : 0;
+            return is_no_device(device) ? INVALID : 0;
         }
     return INVALID;
 }
 
 int symbol_cuDevicePrimaryCtxRetain(void **context, int device)
 {
-    *context = &kernels;
-    return device ? INVALID : 0;
+    if (is_no_device(device))
+        return INVALID;
+    *context = &numbers[device];
+    return unless_failing("cuDevicePrimaryCtxRetain", 0);
 }
 
 int symbol_cuCtxGetCurrent(void **context)
 {
-    *context = context_depth ? &kernels : NULL;
+    *context = context_depth ? contexts[context_depth - 1] : NULL;
     return 0;
 }
 
 int symbol_cuCtxGetDevice(int *device)
 {
-    *device = 0;
-    return context_depth ? 0 : NO_CONTEXT;
+    if (!context_depth)
+        return NO_CONTEXT;
+    *device = *contexts[context_depth - 1];
+    return 0;
 }
 
 int symbol_cuCtxPushCurrent(void *context)
 {
-    context_depth++;
-    return context == &kernels ? 0 : INVALID;
+    int error = unless_failing("cuCtxPushCurrent", 0);
+    if ((int *)context < numbers || (int *)context >= numbers + DEVICES || context_depth == 16)
+        return INVALID;
+    if (!error)
+        contexts[context_depth++] = context;
+    return error;
 }
 
 int symbol_cuCtxPopCurrent(void **context)
 {
-    *context = &kernels;
-    return context_depth-- ? 0 : NO_CONTEXT;
+    if (!context_depth)
+        return NO_CONTEXT;
+    *context = contexts[--context_depth];
+    return 0;
 }
 
 int symbol_cuThreadExchangeStreamCaptureMode(int *mode)
 {
-    static _Thread_local int now;
-    int before = now;
-    now = *mode;
+    int before = capture_mode;
+    if (unless_failing("cuThreadExchangeStreamCaptureMode", 0))
+        return NO_MEMORY;
+    capture_mode = *mode;
     *mode = before;
     return 0;
 }
@@ -138,6 +174,10 @@ int symbol_cuLibraryLoadData(void **library, const void *image, int *jit_options
     const Elf64_Ehdr *head = image;
     char path[64];
     (void)jit_options, (void)jit_values, (void)options, (void)values;
+    if (unless_failing("cuLibraryLoadData", 0))
+        return NO_MEMORY;
+    if (capture_mode != RELAXED) /* another stream of the thread may be captured */
+        return IN_CAPTURE;
     if (memcmp(image, ELFMAG, SELFMAG) || jit_count || count)
         return INVALID;
     size_t size = head->e_shoff + (size_t)head->e_shnum * head->e_shentsize;
@@ -159,24 +199,25 @@ int symbol_cuLibraryGetKernel(void **function, void *library, const char *name)
     if (!text || !k)
         return NOT_FOUND;
     memcpy(&k->text, &text, sizeof text);
-    k->shared_limit = 48 << 10;
+    for (int i = 0; i < DEVICES; i++)
+        k->shared_limit[i] = 48 << 10;
     k->next = kernels;
     *function = kernels = k;
-    return 0;
+    return unless_failing("cuLibraryGetKernel", 0);
 }
 
 int symbol_cuKernelGetFunction(void **function, void *name)
 {
     *function = name;
-    return context_depth ? 0 : NO_CONTEXT;
+    return unless_failing("cuKernelGetFunction", context_depth ? 0 : NO_CONTEXT);
 }
 
 int symbol_cuKernelSetAttribute(int attribute, int value, void *function, int device)
 {
-    if (attribute != 8 || value > 232448 || device)
+    if (attribute != 8 || value > 232448 || is_no_device(device))
         return INVALID;
-    ((kernel *)function)->shared_limit = value;
-    return 0;
+    ((kernel *)function)->shared_limit[device] = value;
+    return unless_failing("cuKernelSetAttribute", 0);
 }
 
 static uint64_t seed(void)
@@ -193,8 +234,11 @@ int symbol_cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz,
     (void)stream;
     if (!context_depth)
         return NO_CONTEXT;
+    if (unless_failing("cuLaunchKernel", 0))
+        return NO_MEMORY;
     if (extra || !gx || gy != 1 || gz != 1 || !bx || by != 1 || bz != 1 || gx > 0x7fffffff ||
-        (int)bx > k->text(NULL) || bx % 32 || (int)shared > k->shared_limit)
+        (int)bx > k->text(NULL) || bx % 32 ||
+        (int)shared > k->shared_limit[*contexts[context_depth - 1]] || capture_mode)
         return INVALID;
     const fibre_launch launch = {k->text, parameters[0], gx, (int)bx, shared, seed()};
     const char *complaint = fibre_run(&launch);
@@ -240,6 +284,8 @@ int symbol_cuTensorMapEncodeTiled(void *result, int dtype, uint32_t rank, void *
     }
     if (is_bad_map(&map, extents, box, element_strides, interleave))
         return INVALID;
+    if (unless_failing("cuTensorMapEncodeTiled", 0))
+        return NO_MEMORY;
     memset(result, 0, 128);
     memcpy(result, &map, sizeof map);
     return 0;
@@ -247,10 +293,11 @@ int symbol_cuTensorMapEncodeTiled(void *result, int dtype, uint32_t rank, void *
 
 int symbol_cuMemsetD32Async(uint64_t address, unsigned value, size_t count, void *stream)
 {
+    int error = unless_failing("cuMemsetD32Async", context_depth ? 0 : NO_CONTEXT);
     (void)stream;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; !error && i < count; i++)
         ((unsigned *)address)[i] = value;
-    return context_depth ? 0 : NO_CONTEXT;
+    return error;
 }
 
 /* Launches are done when they return, so an event is a moment. */

@@ -15,7 +15,14 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { OUT_OF_MEMORY = 1, INVALID = 3, COMPILATION = 6, OPTIONS = 64, TEMPLATES = 16 };
+enum {
+    OUT_OF_MEMORY = 1,
+    INVALID = 3,
+    INVALID_OPTION = 5,
+    COMPILATION = 6,
+    OPTIONS = 64,
+    TEMPLATES = 16
+};
 
 typedef struct program {
     char folder[64], name[64];
@@ -25,6 +32,7 @@ typedef struct program {
     int template_count;
     char *text, *result, log[8192];
     size_t size;
+    int is_ptx; /* in name: the driver takes a shared object for either */
 } program;
 
 #define NVRTC(name, parameters) EXPORT int name parameters;
@@ -206,6 +214,24 @@ static char *read_file(const char *path, size_t *size)
     return bytes;
 }
 
+/* As nvrtcGetSupportedArchs says. */
+static int takes_architecture(program *p, int count, const char *const *options)
+{
+    static const char *const known[] = {"sm_90", "sm_90a", "compute_90"};
+    for (int i = 0; i < count; i++) {
+        const char *arch = strchr(options[i], '=');
+        if (!arch || strncmp(options[i], "--gpu-architecture=", 19))
+            continue;
+        for (int j = 0; j < 3; j++)
+            if (!strcmp(arch + 1, known[j])) {
+                p->is_ptx = j == 2;
+                return 1;
+            }
+    }
+    snprintf(p->log, sizeof p->log, "invalid value for --gpu-architecture\n");
+    return 0;
+}
+
 int nvrtcCompileProgram(void *result, int count, const char *const *options)
 {
     program *p = result;
@@ -214,6 +240,8 @@ int nvrtcCompileProgram(void *result, int count, const char *const *options)
     char *words[OPTIONS + 24] = {HOST_CC, "-x",    "c",       "-std=gnu11", "-O2",
                                  "-w",    "-fPIC", "-shared", include,      "-I" HOST_TESTS};
     size_t named = strlen(p->name);
+    if (!takes_architecture(p, count, options))
+        return INVALID_OPTION;
     int is_mutant = mutant && !strncmp(mutant, p->name, named) && mutant[named] == ':';
     if (is_mutant && !mutate_any(p, atoi(mutant + named + 1))) {
         /* Sentences of refusals are cut where specialisations are long. */
@@ -256,7 +284,7 @@ int nvrtcGetProgramLog(void *result, char *log)
 int nvrtcGetCUBINSize(void *result, size_t *bytes)
 {
     *bytes = ((program *)result)->size;
-    return 0;
+    return ((program *)result)->is_ptx ? INVALID : 0;
 }
 
 int nvrtcGetCUBIN(void *result, char *cubin)
@@ -267,12 +295,8 @@ int nvrtcGetCUBIN(void *result, char *cubin)
 
 int nvrtcGetPTXSize(void *result, size_t *bytes)
 {
-    (void)result, (void)bytes;
-    return INVALID;
+    *bytes = ((program *)result)->size;
+    return ((program *)result)->is_ptx ? 0 : INVALID;
 }
 
-int nvrtcGetPTX(void *result, char *ptx)
-{
-    (void)result, (void)ptx;
-    return INVALID;
-}
+int nvrtcGetPTX(void *result, char *ptx) { return nvrtcGetCUBIN(result, ptx); }

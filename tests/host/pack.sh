@@ -36,6 +36,10 @@ expect 0 "is version 13.0, but the driver takes kernels of CUDA 12 to 12" HOST_D
 expect 0 "it serves CUDA 11.8, and 12.0 is needed" HOST_DRIVER=11080
 expect 0 "host words 0 has compute capability 7.0, and 7.5 is needed" HOST_CAPABILITY=70
 expect 0 "CUDA is switched off by NATTEN_DISABLE" NATTEN_DISABLE=cuda
+# A GPU newer than NVRTC; one that this NVRTC knows no more.
+expect 0 "1 passed, 0 failed" HOST_CAPABILITY=130
+expect 0 "did not compile reference.cu sm_80 NA_OP=0 NA_DTYPE=0 (error 5): invalid value" \
+    HOST_CAPABILITY=80
 rm -rf "$folder"
 echo "packs of kernels: $passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]
