@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Everything that needs a GPU, in a few minutes and without a network: builds the library, runs the
-CUDA kernels against the CPU reference, the Python tests on CUDA tensors, and compute-sanitizer.
+"""Everything that needs a GPU, without a network, in nine minutes at most for each half:
 
-    python3 bench/gpu_check.py [--only STAGE] [OUT]
+    python3 bench/gpu_check.py [--correct] [--only STAGE] [OUT]
+    python3 bench/gpu_check.py --speed [OUT]
+
+--correct (what is done without a word) builds the library, runs the CUDA kernels against the CPU
+reference, the Python tests on CUDA tensors, and compute-sanitizer. --speed builds it and measures
+the forward beside torch's attention (gpu_speed.py) and the backward (gpu_backward.py).
 
 Prints a short table; what the stages said goes to files in the folder OUT (default: $OUT, else
 build/gpu_check)."""
@@ -27,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 STAGES = ("kernels", "python", "sanitizer")
+LIMIT_S = 530  # of a half: nine minutes, and some for what is outside of stages
 OPS = ("forward", "backward", "qk", "qk-backward", "av", "av-backward")
 PROBLEMS = [
     str(ROOT / "tests/problems" / name)
@@ -38,10 +43,13 @@ class Stages:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.failed = 0
+        self.end = time.monotonic() + LIMIT_S
 
-    def run(self, name: str, command: list[str], limit: int, tail: int = 1) -> bool:
-        """One command; its output goes to a file, its last lines are shown."""
+    def run(self, name: str, command: list[str], limit: float, tail: int = 1) -> bool:
+        """One command; its output goes to a file, its last lines are shown. It has `limit` seconds,
+        or what is left of all: then it fails."""
         begin = time.monotonic()
+        limit = max(1.0, min(limit, self.end - begin))
         try:
             done = subprocess.run(
                 command,
@@ -55,7 +63,7 @@ class Stages:
             text, good = done.stdout, done.returncode == 0
         except subprocess.TimeoutExpired as error:
             text = error.stdout or ""
-            text = (text if isinstance(text, str) else text.decode()) + f"\nover {limit} s"
+            text = (text if isinstance(text, str) else text.decode()) + f"\nover {limit:.0f} s"
             good = False
         (self.out / f"{name}.txt").write_text(text)
         self.failed += not good
@@ -102,6 +110,8 @@ def sanitizer(s: Stages) -> None:
         "b1h2d16_9x10_w3x3_rpb_add3_lse",
         "b1h2d64_8x17_w3x5_bf16_lse",
         "b1h4d32_70_w9_hk2_f16",
+        "b1h2d32_9x17_w3x5_rpb_add3_bf16_lse",
+        "b1h1d16_100_w5_d16_f16",
     ]
     for mode in ("memcheck", "racecheck", "synccheck"):
         command = [tool, "--tool", mode, "--error-exitcode", "9", str(BUILD / "tests/check")]
@@ -111,6 +121,14 @@ def sanitizer(s: Stages) -> None:
 def python(s: Stages) -> None:
     s.run("python", [sys.executable, __file__, "--only", "python-tests"], 120, tail=30)
     s.run("times", [sys.executable, __file__, "--only", "times"], 120, tail=8)
+
+
+def speed(s: Stages) -> None:
+    """No case of the forward begins so late that there would be no time for the backward."""
+    folder = ROOT / "bench"
+    forward = [sys.executable, str(folder / "gpu_speed.py"), "--flex", "--limit", "280"]
+    s.run("forward", [*forward, str(s.out)], 400, tail=12)
+    s.run("backward", [sys.executable, str(folder / "gpu_backward.py"), str(s.out)], 120, tail=30)
 
 
 def times() -> int:
@@ -191,7 +209,10 @@ def describe() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=(*STAGES, "python-tests", "times"))
+    halves = parser.add_mutually_exclusive_group()
+    halves.add_argument("--correct", action="store_true", help="whether all is right (the default)")
+    halves.add_argument("--speed", action="store_true", help="how fast it is")
+    halves.add_argument("--only", choices=(*STAGES, "python-tests", "times"))
     parser.add_argument("out", nargs="?", default=os.environ.get("OUT", str(BUILD / "gpu_check")))
     given = parser.parse_args()
     if given.only == "python-tests":
@@ -208,8 +229,8 @@ def main() -> int:
     stages: dict[str, Callable[[Stages], None]] = dict(
         zip(STAGES, (kernels, python, sanitizer), strict=True)
     )
-    for name, stage in stages.items():
-        if given.only in (None, name):
+    for stage in [speed] if given.speed else stages.values():
+        if given.only in (None, stage.__name__):
             stage(s)
     shutil.rmtree(out / "kernels", ignore_errors=True)
     print(f"gpu_check: {s.failed} stages failed")

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: MIT
 """The fused forward on a GPU beside torch's attention, in turns, in bursts with pauses.
 
-    python3 bench/gpu_speed.py [--flex] [--only CASE] [OUT]
+    python3 bench/gpu_speed.py [--flex] [--only CASE] [--limit SECONDS] [--rehearse] [OUT]
 
-Needs torch with CUDA and the library built in build/. Effective TFLOP/s count the products of the
-windows only: 4 * batch * heads * tokens * window * channels / time. Each case is also checked at
-sampled queries against float64. Figures of one call compare with each other, not with another
-call's: the board runs into its power limit."""
+Needs torch with CUDA and the library built in build/. Beside each case, in turns with it, run
+cuDNN's and flash attention on 16k tokens without windows (a rate to hold against, as neither knows
+windows), FlexAttention with the case's own mask, tokens in the order that needs the fewest blocks,
+and a product of matrices. Effective TFLOP/s count the products of the windows only: 4 * batch *
+heads * tokens * window * channels / time. Each case is also checked at sampled queries against
+float64. Figures of one call compare with each other, not with another call's: the board runs into
+its power limit. Ends with one table. --rehearse goes the same way on a CPU, in small: it proves
+this program, not the kernel."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -38,13 +43,29 @@ CASES = {
     "128x128 w13 d64": ((128, 128), (13, 13), 4, 16, 64),
     "16x56x56 w7 d64": ((16, 56, 56), (7, 7, 7), 1, 8, 64),
 }
+# Part of the rate of cuDNN's dense forward in the same run that the kernel is to reach.
+TARGETS = {
+    "flux 256x256 w80": 0.85,
+    "hunyuan 30x48x80 w18x24x24": 0.68,
+    "1-D 32k w2k": 0.87,
+    "dense 16k": 0.98,
+}
+DENSE = "dense 16k"
+REHEARSAL = {
+    "2-D": ((13, 20), (5, 4), 2, 2, 8),
+    "3-D": ((5, 6, 9), (3, 3, 4), 1, 1, 8),
+    "1-D": ((70,), (9,), 1, 2, 16),
+    DENSE: ((64,), (64,), 1, 2, 16),
+}
 ROUNDS, BURST_S, PAUSE_S = 5, 0.06, 0.03
+BLOCK = 128  # tokens of FlexAttention's blocks
+DEVICE = "cuda"  # where tensors are made
 
 
 def tensors(case: str) -> list[torch.Tensor]:
     extents, _, batch, heads, channels = CASES[case]
     shape = (batch, *extents, heads, channels)
-    return [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    return [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(3)]
 
 
 def flops(case: str) -> float:
@@ -94,9 +115,30 @@ def sdpa(qkv: list[torch.Tensor], backend: torch.nn.attention.SDPBackend) -> Cal
     return run
 
 
-def tile_shape(case: str) -> tuple[int, ...]:
-    """Token tiles of FlexAttention's blocks of 128."""
-    return {1: (128,), 2: (8, 16), 3: (4, 4, 8)}[len(CASES[case][0])]
+def blocks_along(extent: int, window: int, tile: int) -> int:
+    """Pairs of a tile of queries and a tile of keys that meet along one axis."""
+    pairs = 0
+    for first in range(0, extent, tile):
+        last = min(first + tile, extent) - 1
+        start = window_of(first, extent, window).start
+        end = window_of(last, extent, window).stop
+        pairs += (end - 1) // tile - start // tile + 1
+    return pairs
+
+
+def tile_shape(extents: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
+    """The box of BLOCK tokens with which the fewest blocks are needed: as windows are boxes, their
+    number is a product."""
+    sizes = [1 << i for i in range(BLOCK.bit_length())]
+    shapes = [
+        shape
+        for shape in itertools.product(sizes, repeat=len(extents))
+        if math.prod(shape) == BLOCK
+    ]
+    return min(
+        shapes,
+        key=lambda shape: math.prod(map(blocks_along, extents, window, shape)),
+    )
 
 
 def flex(case: str, qkv: list[torch.Tensor]) -> Callable[[], object]:
@@ -104,10 +146,10 @@ def flex(case: str, qkv: list[torch.Tensor]) -> Callable[[], object]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     extents, window = CASES[case][:2]
-    tile = tile_shape(case)
+    tile = tile_shape(extents, window)
     padded = [math.ceil(n / t) * t for n, t in zip(extents, tile, strict=True)]
     count = math.prod(padded)
-    places = torch.arange(count, device="cuda").view(padded)
+    places = torch.arange(count, device=DEVICE).view(padded)
     split = [x for n, t in zip(padded, tile, strict=True) for x in (n // t, t)]
     axes = [*range(0, 2 * len(tile), 2), *range(1, 2 * len(tile), 2)]
     order = places.view(split).permute(axes).flatten()
@@ -132,9 +174,10 @@ def flex(case: str, qkv: list[torch.Tensor]) -> Callable[[], object]:
 
     # Shapes of one case must not make those of the next symbolic: the mask cannot take that.
     torch._dynamo.reset()
-    compiled_mask = torch.compile(create_block_mask, dynamic=False)
-    blocks = compiled_mask(mask, None, None, count, count, device="cuda")
-    compiled = torch.compile(flex_attention, dynamic=False)
+    on_gpu = DEVICE == "cuda"
+    compile_ = functools.partial(torch.compile, dynamic=False, disable=not on_gpu)
+    blocks = compile_(create_block_mask)(mask, None, None, count, count, device=DEVICE)
+    compiled = compile_(flex_attention)
     q, k, v = (permute(x) for x in qkv)
     return lambda: compiled(q, k, v, block_mask=blocks)
 
@@ -147,29 +190,37 @@ def clock() -> float:
         return 0.0
 
 
+def milliseconds(run: Callable[[], object], repeats: int) -> float:
+    """Of one call, by the GPU's clock."""
+    if DEVICE != "cuda":
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - begin) / repeats * 1e3
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(repeats):
+        run()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / repeats
+
+
 def race(runs: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
     """Medians over bursts taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     clocks: dict[str, list[float]] = {name: [] for name in runs}
-    for name in runs:
-        runs[name]()
-    torch.cuda.synchronize()
+    for run in runs.values():
+        milliseconds(run, 1)
     for round_ in range(ROUNDS):
         names = list(runs)
         for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
             time.sleep(PAUSE_S)
-            begin, events = time.monotonic(), []
-            while len(events) < 3 or time.monotonic() - begin < BURST_S:
-                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                repeats = 4
-                first.record()
-                for _ in range(repeats):
-                    runs[name]()
-                last.record()
-                last.synchronize()
-                events.append(first.elapsed_time(last) / repeats)
+            begin, taken = time.monotonic(), 0
+            while taken < 3 or time.monotonic() - begin < BURST_S:
+                times[name].append(milliseconds(runs[name], 4))
+                taken += 1
             clocks[name].append(clock())
-            times[name] += events
     return {
         name: {
             "ms": sorted(t)[len(t) // 2],
@@ -180,24 +231,31 @@ def race(runs: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
     }
 
 
-def matmul() -> Callable[[], object]:
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return lambda: a @ b
+def matmul() -> tuple[Callable[[], object], float]:
+    """A product of matrices, and its work."""
+    size = 8192 if DEVICE == "cuda" else 128
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return lambda: a @ b, 2.0 * size**3
+
+
+def peers() -> dict[str, torch.nn.attention.SDPBackend]:
+    backends = torch.nn.attention.SDPBackend
+    if DEVICE != "cuda":
+        return {"sdpa": backends.MATH}
+    return {"cudnn": backends.CUDNN_ATTENTION, "flash": backends.FLASH_ATTENTION}
 
 
 def measure(case: str, with_flex: bool) -> list[dict[str, object]]:
     qkv = tensors(case)
     run = ours(case, qkv)
     error = worst_error(case, qkv, run())
-    runs: dict[str, Callable[[], object]] = {"natten": run, "matmul": matmul()}
-    work = {"natten": flops(case), "matmul": 2.0 * 8192**3}
-    peers = torch.nn.attention.SDPBackend
-    if case.startswith("dense") or not with_flex:
-        dense = qkv if case.startswith("dense") else tensors("dense 16k")
-        for name, backend in (("cudnn", peers.CUDNN_ATTENTION), ("flash", peers.FLASH_ATTENTION)):
-            if case.startswith("dense") or name == "cudnn":
-                runs[name + " dense 16k"] = sdpa(dense, backend)
-                work[name + " dense 16k"] = flops("dense 16k")
+    runs: dict[str, Callable[[], object]] = {"natten": run}
+    work = {"natten": flops(case)}
+    runs["matmul"], work["matmul"] = matmul()
+    dense = qkv if case == DENSE else tensors(DENSE)
+    for name, backend in peers().items():
+        runs[name] = sdpa(dense, backend)
+        work[name] = flops(DENSE)
     if with_flex:
         runs["flex"] = flex(case, qkv)
         work["flex"] = flops(case)
@@ -210,37 +268,112 @@ def measure(case: str, with_flex: bool) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--flex", action="store_true", help="also FlexAttention (slow to start)")
-    parser.add_argument("--only", default="")
-    parser.add_argument("out", nargs="?", default=os.environ.get("OUT", "."))
-    options = parser.parse_args()
-    print(torch.cuda.get_device_name(), "torch", torch.__version__, "natten", natten.__version__)
+def show(rows: list[dict[str, object]]) -> None:
+    for row in rows:
+        print(
+            f"{row['case']!s:28s} {row['what']!s:8s} {row['ms']:10.4f} ms (best {row['low']:10.4f})"
+            f" {row['tflops']:7.1f} TFLOP/s {row['mhz']:5.0f} MHz",
+            flush=True,
+        )
+
+
+def summary(table: list[dict[str, object]]) -> str:
+    """A line for each case: the rate, its ratio to each peer's, percent of the matrix product's,
+    and what was to be reached beside cuDNN."""
+    cases = list(dict.fromkeys(str(row["case"]) for row in table))
+    others = list(dict.fromkeys(str(row["what"]) for row in table if row["what"] != "natten"))
+    titles = [f"/ {name}" if name != "matmul" else "% matmul" for name in others]
+    lines = [f"{'effective TFLOP/s':28s} {'natten':>8s}" + "".join(f"{t:>10s}" for t in titles)]
+    lines[0] += f"{'target':>10s}{'error':>10s}"
+    for case in cases:
+        rows = {str(row["what"]): row for row in table if row["case"] == case}
+        own = float(rows["natten"]["tflops"])  # type: ignore[arg-type]
+        line = f"{case:28s} {own:8.1f}"
+        for name in others:
+            if name not in rows:
+                line += f"{'-':>10s}"
+                continue
+            ratio = own / float(rows[name]["tflops"])  # type: ignore[arg-type]
+            line += f"{100 * ratio:9.1f}%" if name == "matmul" else f"{ratio:10.3f}"
+        target = TARGETS.get(case)
+        line += f"{target:10.2f}" if target else f"{'-':>10s}"
+        lines.append(line + f"{rows['natten']['error']:10.1e}")
+    return "\n".join(lines)
+
+
+def measure_all(with_flex: bool, only: str, limit: float) -> tuple[list[dict[str, object]], int]:
+    """The rows of all cases, and how many of these went wrong."""
     table: list[dict[str, object]] = []
     wrong = 0
+    begin = time.monotonic()
     for case in CASES:
-        if not case.startswith(options.only):
+        if not case.startswith(only):
+            continue
+        if time.monotonic() - begin > limit:
+            print(f"SKIP {case}: over {limit:.0f} s", flush=True)
+            wrong += 1
             continue
         try:
-            rows = measure(case, options.flex)
+            rows = measure(case, with_flex)
         except Exception as failure:  # noqa: BLE001
             print(f"FAIL {case}: {failure!r:.600}", flush=True)
             wrong += 1
             continue
-        first = rows[0]
-        for row in rows:
-            ratio = float(first["tflops"]) / float(row["tflops"])  # type: ignore[arg-type]
-            note = f"error {row['error']:.1e}" if "error" in row else f"natten / this {ratio:.3f}"
-            print(
-                f"{case:28s} {row['what']!s:16s} {row['ms']:9.4f} ms (best {row['low']:9.4f})"
-                f" {row['tflops']:7.1f} TFLOP/s {row['mhz']:5.0f} MHz  {note}",
-                flush=True,
-            )
-        wrong += float(first["error"]) > 0.02  # type: ignore[arg-type]
+        show(rows)
+        wrong += not float(rows[0]["error"]) < 0.02  # type: ignore[arg-type]
         table += rows
-        torch.cuda.empty_cache()
-    (Path(options.out) / "speed.json").write_text(json.dumps(table, indent=1))
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+    return table, wrong
+
+
+def rehearse() -> None:
+    """Small cases on the CPU, also FlexAttention's mask and order against ours."""
+    global DEVICE, ROUNDS, BURST_S, PAUSE_S
+    DEVICE, ROUNDS, BURST_S, PAUSE_S = "cpu", 2, 0.001, 0.0
+    CASES.clear()
+    CASES.update(REHEARSAL)
+    for case, (extents, window, *_) in CASES.items():
+        qkv = tensors(case)
+        out = flex(case, qkv)()
+        tile = tile_shape(extents, window)
+        expected = ours(case, qkv)().flatten(1, -3).double()
+        padded = [math.ceil(n / t) * t for n, t in zip(extents, tile, strict=True)]
+        print(f"{case}: FlexAttention in tiles of {'x'.join(map(str, tile))}, padded to {padded}")
+        inside = unpermuted(out, extents, tile, padded)
+        error = (inside.double() - expected).abs().max().item()
+        assert error < 0.03, error
+
+
+def unpermuted(
+    out: torch.Tensor, extents: tuple[int, ...], tile: tuple[int, ...], padded: list[int]
+) -> torch.Tensor:
+    """FlexAttention's result in the order of the map, without what was padded."""
+    rank, (batch, heads, _, channels) = len(tile), out.shape
+    rests = [p // t for p, t in zip(padded, tile, strict=True)]
+    x = out.transpose(1, 2).reshape(batch, *rests, *tile, heads, channels)
+    order = [y for a in range(rank) for y in (1 + a, 1 + rank + a)]
+    x = x.permute(0, *order, 2 * rank + 1, 2 * rank + 2)
+    x = x.reshape(batch, *padded, heads, channels)
+    return x[(slice(None), *(slice(n) for n in extents))].flatten(1, -3)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flex", action="store_true", help="also FlexAttention (slow to start)")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--limit", type=float, default=1e9, help="begin no case after so long")
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("out", nargs="?", default=os.environ.get("OUT", "."))
+    options = parser.parse_args()
+    if options.rehearse:
+        rehearse()
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "rehearsal on a CPU,"
+    print(name, "torch", torch.__version__, "natten", natten.__version__)
+    table, wrong = measure_all(options.flex, options.only, options.limit)
+    if not options.rehearse:
+        (Path(options.out) / "speed.json").write_text(json.dumps(table, indent=1))
+    print(summary(table))
     print(f"gpu_speed: {wrong} cases wrong")
     return wrong != 0
 

@@ -70,12 +70,16 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
     return must_fail() ? EAGAIN : __real_pthread_create(thread, attributes, body, argument);
 }
 
+static int64_t device = NATTEN_CPU;
+
 static natten_status compute(const trial *t, const char *kernel, const natten_run *run)
 {
+    natten_problem problem = t->problem;
+    problem.device = device;
     if (!kernel)
-        return natten_compute(&t->problem, run);
+        return natten_compute(&problem, run);
     natten_plan *plan;
-    natten_status status = natten_plan_create(&t->problem, kernel, &plan);
+    natten_status status = natten_plan_create(&problem, kernel, &plan);
     if (status == NATTEN_OK)
         status = natten_plan_run(plan, run);
     natten_plan_destroy(plan);
@@ -175,8 +179,19 @@ static void test_kernel(const trial *t, const char *kernel)
     }
 }
 
-int main(void)
+/* The driver made for tests starts in the children, once in each. */
+static void test_cuda(const trial *t)
 {
+    device = NATTEN_CUDA;
+    if (!in_child(t, NULL, 10000)) /* leaves what is compiled on disk */
+        unit_fail("more allocations than there can be");
+    test_kernel(t, NULL);
+    device = NATTEN_CPU;
+}
+
+int main(int argc, char **argv)
+{
+    const int cuda = argc > 1 && !strcmp(argv[1], "cuda");
     test_problem test;
     const char *name;
     unit_test("the problem");
@@ -187,8 +202,11 @@ int main(void)
         problem_of_op(&test, (natten_op)op, &problem);
         unit_test(op_name((natten_op)op));
         CHECK(trial_make(&t, &problem, 3) == NULL);
-        test_kernel(&t, NULL);
-        for (size_t i = 0; (name = natten_kernel_name(i)); i++) {
+        if (cuda)
+            test_cuda(&t);
+        else
+            test_kernel(&t, NULL);
+        for (size_t i = 0; !cuda && (name = natten_kernel_name(i)); i++) {
             natten_plan *plan;
             if (natten_plan_create(&problem, name, &plan) == NATTEN_OK)
                 test_kernel(&t, name);

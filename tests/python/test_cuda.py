@@ -87,6 +87,65 @@ def test_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
+def test_deterministic() -> None:
+    """With torch's switch: the same bits, and nothing that raises."""
+    q, k, v = (t.requires_grad_() for t in inputs((1, 22, 23, 2, 32), torch.float16))
+    d_out = torch.randn_like(q)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [torch.autograd.grad(F.na2d(q, k, v, 5), (q, k, v), d_out) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_lse() -> None:
+    """Its gradient goes through the kernels as well."""
+    q, k, v = (t.requires_grad_() for t in inputs((2, 14, 15, 2, 64), torch.bfloat16))
+    exact = [t.detach().double().cpu().requires_grad_() for t in (q, k, v)]
+    out, lse = F.na2d(q, k, v, 7, return_lse=True)
+    out_, lse_ = F.na2d(*exact, 7, return_lse=True)
+    assert lse.dtype == torch.float32
+    close(lse, lse_)
+    mine = torch.autograd.grad((out.float().sum() + lse.square().sum()), (q, k, v))
+    true = torch.autograd.grad((out_.sum() + lse_.square().sum()), exact)
+    for a, b in zip(mine, true, strict=True):
+        close(a, b)
+
+
+def test_rpb() -> None:
+    """Values and gradients with a position bias and additional tokens."""
+    q, k, v = (t.requires_grad_() for t in inputs((1, 12, 13, 2, 32), torch.float16))
+    rpb = torch.randn(2, 9, 9, dtype=torch.float16).cuda().requires_grad_()
+    more = [t.requires_grad_() for t in inputs((1, 3, 2, 32), torch.float16, 2)]
+    exact = [t.detach().double().cpu().requires_grad_() for t in (q, k, v, rpb, *more)]
+    names = {"additional_keys": more[0], "additional_values": more[1]}
+    names_ = {"additional_keys": exact[4], "additional_values": exact[5]}
+    out = F.na2d(q, k, v, 5, rpb=rpb, **names)
+    out_ = F.na2d(*exact[:3], 5, rpb=exact[3], **names_)
+    close(out, out_)
+    mine = torch.autograd.grad(out.float().sum(), (q, k, v, rpb, *more))
+    true = torch.autograd.grad(out_.sum(), exact)
+    for a, b in zip(mine, true, strict=True):
+        close(a, b)
+
+
+def test_compile() -> None:
+    """One graph, forward and backward, with what eager calls give."""
+    q, k, v = (t.requires_grad_() for t in inputs((1, 16, 17, 2, 32), torch.bfloat16))
+
+    def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.na2d(q, k, v, 7, is_causal=(True, False)) * 2
+
+    out = torch.compile(step, fullgraph=True, backend="aot_eager")(q, k, v)
+    expected = step(q, k, v)
+    assert torch.equal(out, expected)
+    d_out = torch.randn_like(out)
+    mine = torch.autograd.grad(out, (q, k, v), d_out)
+    true = torch.autograd.grad(expected, (q, k, v), d_out)
+    assert all(torch.equal(a, b) for a, b in zip(mine, true, strict=True))
+
+
 def test_streams() -> None:
     """Work on a side stream waits for nothing but that stream."""
     q, k, v = inputs((1, 40, 40, 4, 32), torch.float32)
