@@ -229,20 +229,26 @@ static int choose_across(const na_geometry *g, int rows)
     return sharing(across, (double)x->window, g->lanes) > sharing(upright, (double)y->window, 1);
 }
 
-/* Largest ring of whole planes, in bytes of a worker. Beyond it every key row is packed for each
- * block that sees it instead of once. */
-static const int64_t largest_planes = (int64_t)8 << 20;
+/* Whether a ring of whole planes pays, by the bytes of a worker. Where it does not, every key row
+ * is packed for each block that sees it instead of once. The backward has keys and values
+ * transposed, keys as they are, and the sums of both gradients, which are written as often as read.
+ */
+static int planes_pay(const natten_problem *p, int64_t tokens)
+{
+    const int backward = p->op == NATTEN_BACKWARD;
+    const int64_t d = p->head_dim, e = p->value_dim, real = p->dtype == NATTEN_F64 ? 8 : 4;
+    const int64_t token = (backward ? 3 * d + 2 * e : d + e) * real;
+    return tokens * token <= (int64_t)(backward ? 4 : 8) << 20;
+}
 
 /* The ring of key rows, and the order of queries along axis 0. */
 static int make_ring(na_geometry *g, const natten_problem *problem)
 {
     const natten_axis *z = &g->axis[0], *y = &g->axis[1];
-    const int64_t token =
-        (problem->head_dim + problem->value_dim) * (problem->dtype == NATTEN_F64 ? 8 : 4);
-    const int64_t plane = y->key_extent * g->width * token;
     g->ring_z = (int)z->window;
     g->key_rows = g->ring_z * g->ring_y;
-    g->planes = g->cut.planes && !g->across && z->window > 1 && plane * z->window <= largest_planes;
+    g->planes = g->cut.planes && !g->across && z->window > 1 &&
+                planes_pay(problem, z->window * y->key_extent * g->width);
     if (g->planes)
         g->ring_y = (int)y->key_extent;
     g->order_z = calloc((size_t)z->query_extent, sizeof *g->order_z);
