@@ -107,7 +107,7 @@ def _check_numbers(dropout_p: Any, seed: Any) -> None:
         raise NattenTypeError(f"dropout_p must be a number, got {dropout_p!r}.")
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise NattenTypeError(f"seed must be an integer, got {seed!r}.")
-    if not 0 <= seed < 1 << 64:
+    if not 0 <= int(seed) < 1 << 64:
         raise NattenError(f"seed must be at least 0 and less than 2^64, got {seed}.")
 
 
