@@ -15,7 +15,9 @@ NAMES = {
     "C -O3": "C `-O3`",
     "C -Ofast native": "C, fast-math, native",
     "sdpa": "SDPA, dense mask",
+    "flex": "FlexAttention, compiled",
     "gather": "gather + einsum",
+    "gather, compiled": "the same, compiled",
 }
 DIRECTIONS = {"forward": "forward", "both": "forward and backward"}
 

@@ -18,7 +18,7 @@ typedef struct contestant {
     peak_width width;
     double seconds[MOST_ROUNDS], peak[MOST_ROUNDS]; /* peak: the lower of before and after */
     int samples;
-    double median; /* of seconds beside a peak that was high enough */
+    double low, median, high; /* quartiles of seconds beside a peak that was high enough */
 } contestant;
 
 /* Multiplications and additions that cannot be done without, of the useful slots only. */
@@ -91,23 +91,26 @@ static void report(contestant *c, const test_problem *test, const natten_problem
         if (c->peak[i] >= least_share * peak)
             kept[count++] = c->seconds[i];
     qsort(kept, (size_t)count, sizeof *kept, ascending);
+    c->low = count ? kept[count / 4] : 0;
     c->median = count ? kept[count / 2] : 0;
+    c->high = count ? kept[count * 3 / 4] : 0;
     double rate = c->median > 0 ? useful_flops(p) / c->median * 1e-9 : 0;
     if (p->dtype == NATTEN_F64)
         peak /= 2; /* half the lanes */
-    printf(o->csv ? "%s_%s,%s,%d,%.4f,%.2f,%.1f,%.1f,%d,%d\n"
-                  : "%s_%-40s %-26s %2d threads %9.4f ms %8.2f GFLOP/s, peak %7.1f: %5.1f %%  "
-                    "(%d of %d samples)\n",
+    printf(o->csv ? "%s_%s,%s,%d,%.4f,%.4f,%.4f,%.2f,%.1f,%.1f,%d,%d\n"
+                  : "%s_%-40s %-26s %2d threads %9.4f ms [%.4f .. %.4f] %8.2f GFLOP/s, peak %7.1f: "
+                    "%5.1f %%  (%d of %d samples)\n",
            op_name((natten_op)p->op), test->text,
            o->choices ? natten_plan_choice(c->plan) : natten_plan_kernel(c->plan), o->threads,
-           c->median * 1e3, rate, peak, peak > 0 ? 100 * rate / peak : 0, count, c->samples);
+           c->median * 1e3, c->low * 1e3, c->high * 1e3, rate, peak,
+           peak > 0 ? 100 * rate / peak : 0, count, c->samples);
 }
 
-static int gather(const natten_problem *problem, const char *only, contestant *all)
+static int gather(const natten_problem *problem, const char *only, int most, contestant *all)
 {
     const char *name;
     int count = 0;
-    for (size_t i = 0; count < CONTESTANTS && (name = natten_kernel_name(i)); i++) {
+    for (size_t i = 0; count < most && (name = natten_kernel_name(i)); i++) {
         natten_plan *plan;
         if (only && strncmp(name, only, strlen(only)))
             continue;
@@ -172,7 +175,8 @@ void bench_problem(const test_problem *test, natten_op op, const bench_options *
         printf("%s_%s: %s\n", op_name(op), test->text, complaint ? complaint : "no memory");
     int count = 0;
     if (made)
-        count = o->choices ? gather_choices(problem, o->only, all) : gather(&problem, o->only, all);
+        count = o->choices ? gather_choices(problem, o->only, all)
+                           : gather(&problem, o->only, o->taken ? 1 : CONTESTANTS, all);
     compete(all, count, &run);
     for (int c = 0; c < count; c++)
         report(&all[c], test, &problem, o);

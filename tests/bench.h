@@ -9,6 +9,7 @@ typedef struct bench_options {
     const char *only; /* kernels whose names begin so; NULL: all */
     uint64_t seed;
     int threads, csv;
+    int taken;   /* 1: of these the first that takes the problem */
     int choices; /* 1: the choices of the first such kernel instead, and what tuning makes of them
                   */
 } bench_options;

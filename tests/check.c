@@ -22,7 +22,7 @@ typedef struct options {
     const char *kernel; /* only kernels whose names begin so; "!name": only others */
     int op;             /* -1: as the problem says */
     int verbose;
-    int bench, threads, csv, choices;
+    int bench, threads, csv, taken, choices;
 } options;
 
 typedef struct record {
@@ -260,8 +260,9 @@ static void check_problem(const char *text, const options *o)
     for (int op = 0; op < NATTEN_OPS; op++)
         if ((test.op < 0 || test.op == op) && (o->op < 0 || o->op == op)) {
             if (o->bench)
-                bench_problem(&test, (natten_op)op,
-                              &(bench_options){o->kernel, o->seed, o->threads, o->csv, o->choices});
+                bench_problem(
+                    &test, (natten_op)op,
+                    &(bench_options){o->kernel, o->seed, o->threads, o->csv, o->taken, o->choices});
             else
                 check_op(&test, (natten_op)op, o);
         }
@@ -321,8 +322,8 @@ static int usage(void)
          "  -o op       forward, backward, qk, qk-backward, av, av-backward; else all\n"
          "  -v          every check, and why kernels refuse\n"
          "  --random n  n random small problems over all features\n"
-         "  --bench     time instead; -t threads (1), --csv, --choices: of the first kernel,\n"
-         "              --busy: by processor time, one thread, beside other programs");
+         "  --bench     time instead; -t threads (1), --csv, --taken: the first kernel only,\n"
+         "              --choices: of that kernel, --busy: by processor time, one thread");
     return 2;
 }
 
@@ -354,6 +355,8 @@ static int read_options(int argc, char **argv, options *o, int *random_count)
             seconds_of_processor();
         else if (!strcmp(name, "--csv"))
             o->csv = 1;
+        else if (!strcmp(name, "--taken"))
+            o->taken = 1;
         else if (!strcmp(name, "--choices"))
             o->choices = 1;
         else if (!takes)
