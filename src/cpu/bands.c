@@ -81,6 +81,15 @@ static int acceptable(const na_bands *b, const na_geometry *g)
     return b->count == 1 || (more * 100 <= window && more <= 4);
 }
 
+/* Tasks that are better not parted: those of the axis that tasks run along. A band that began within
+ * would share a whole block's keys with the one before, not just a window's. 1: too few are left. */
+static int64_t grain_of(const na_geometry *g, int64_t unit_tasks, int64_t bands)
+{
+    const int64_t along = g->across || g->planes ? g->blocks : g->axis[0].query_extent;
+    const int64_t grain = along * g->head_tiles;
+    return unit_tasks / grain >= 2 * bands ? grain : 1;
+}
+
 na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
 {
     na_bands *b = calloc(1, sizeof *b);
@@ -98,6 +107,7 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     if (count > most_places / b->cells)
         count = most_places / b->cells;
     b->count = (int32_t)(count > 1 ? count : 1);
+    b->grain = grain_of(g, b->unit_tasks, b->count);
     if (b->count == 1)
         return b;
     const size_t cells = (size_t)b->cells, places = cells * (size_t)b->count;

@@ -13,6 +13,7 @@ typedef struct na_bands {
     int32_t count; /* bands of a unit */
     int64_t units;
     int64_t unit_tasks;
+    int64_t grain; /* tasks that are in one band together */
     int32_t cell;      /* keys of a cell; the last of a row may have fewer */
     int32_t row_cells; /* cells of a key row */
     int64_t cells;     /* of a unit */
@@ -30,7 +31,8 @@ void na_bands_free(na_bands *bands);
 /* The first task of a band; band = count: the end. */
 static inline int64_t na_band_task(const na_bands *bands, int64_t unit, int32_t band)
 {
-    return unit * bands->unit_tasks + bands->unit_tasks * band / bands->count;
+    const int64_t grains = bands->unit_tasks / bands->grain;
+    return unit * bands->unit_tasks + grains * band / bands->count * bands->grain;
 }
 
 /* The first of a unit's bands that the worker who does this one does. Workers share all bands of
