@@ -125,6 +125,12 @@ def c_steps() -> list[Step]:
     asan = "build/asan/tests/check"
     return [
         Step("build", cmake("build/release"), quick=True),
+        Step(
+            "loops",
+            python("tools/check_loops.py", "build/release/libnatten.so"),
+            needs=["objdump"],
+            quick=True,
+        ),
         Step("unit tests", unit_tests("build/release", "-LE host"), quick=True),
         Step("device texts on the host", unit_tests("build/release", "-L host")),
         Step("device texts by NVRTC", device_texts()),
@@ -227,7 +233,9 @@ def run(step: Step, total: Sum) -> None:
         if line.lstrip("0123456789: ").startswith(("SKIP", "seed ")):
             print(f"     {line}")
     if failed:
-        print("\n".join(output.splitlines()[-60:]))
+        lines = output.splitlines()
+        early = [line for line in lines[:-60] if "FAIL" in line or "Error" in line]
+        print("\n".join(early[:40] + lines[-60:]))
     print(
         f"{'FAIL' if failed else 'ok  '} {step.name}: {total.passed - before.passed} passed, "
         f"{total.failed - before.failed} failed, {total.skipped - before.skipped} skipped "
