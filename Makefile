@@ -19,7 +19,8 @@ demo: .venv/package.stamp
 	for demo in examples/*.py; do $(VENV)/python $$demo || exit 1; done
 
 bench: .venv/package.stamp
-	PATH="$(CURDIR)/$(VENV):$$PATH" sh -c 'cmake -S . -B build/release -G Ninja && cmake --build build/release'
+	$(VENV)/cmake -S . -B build/release -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/ninja
+	$(VENV)/cmake --build build/release
 	$(VENV)/python bench/peak.py
 	$(VENV)/python bench/cpu.py
 

@@ -81,8 +81,9 @@ static int acceptable(const na_bands *b, const na_geometry *g)
     return b->count == 1 || (more * 100 <= window && more <= 4);
 }
 
-/* Tasks that are better not parted: those of the axis that tasks run along. A band that began within
- * would share a whole block's keys with the one before, not just a window's. 1: too few are left. */
+/* Tasks that are better not parted: those of the axis that tasks run along. A band that began
+ * within would share a whole block's keys with the one before, not just a window's. 1: too few are
+ * left. */
 static int64_t grain_of(const na_geometry *g, int64_t unit_tasks, int64_t bands)
 {
     const int64_t along = g->across || g->planes ? g->blocks : g->axis[0].query_extent;
