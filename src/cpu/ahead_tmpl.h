@@ -41,11 +41,16 @@ static void ahead_share(ahead *a, int64_t times)
 
 static void ahead_fetch(ahead *a)
 {
-    for (int n = 0; n < a->quota && a->next < a->count; n++) {
+    for (int quota = a->quota; quota > 0 && a->next < a->count;) {
         ahead_run *run = &a->run[a->next];
-        for (int i = 0; i < run->bytes; i += 64)
-            __builtin_prefetch(run->at + i, 0, 2);
-        run->at += run->step;
-        a->next += --run->left == 0;
+        const int pieces = quota < run->left ? quota : run->left, bytes = run->bytes;
+        const char *at = run->at;
+        for (int n = 0; n < pieces; n++, at += run->step)
+            for (int i = 0; i < bytes; i += 64)
+                __builtin_prefetch(at + i, 0, 2);
+        run->at = at;
+        run->left -= pieces;
+        quota -= pieces;
+        a->next += run->left == 0;
     }
 }

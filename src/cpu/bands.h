@@ -13,7 +13,7 @@ typedef struct na_bands {
     int32_t count; /* bands of a unit */
     int64_t units;
     int64_t unit_tasks;
-    int64_t grain; /* tasks that are in one band together */
+    int64_t grain;     /* tasks that are in one band together */
     int32_t cell;      /* keys of a cell; the last of a row may have fewer */
     int32_t row_cells; /* cells of a key row */
     int64_t cells;     /* of a unit */

@@ -109,6 +109,9 @@ typedef struct scoring {
     real *room;     /* depth * KEYS_MAX * VL reals */
 } scoring;
 
+/* a / b for 0 <= a < 64, 0 < b < 64: a division of integers takes as long as ten products. */
+static inline int small_quotient(int a, int b) { return (int)(((float)a + 0.5f) / (float)b); }
+
 /* Scores of a span, for the rows that see it, into score[row] (of tile row 0 on). `add`: on top of
  * what stands there. */
 static void correlate_span(const scoring *t, const na_span *span, real *const *score, int add)
@@ -136,9 +139,11 @@ static void correlate_span(const scoring *t, const na_span *span, real *const *s
     if (t->half)
         table = half_correlate_table[far ? NA_SHIFT : span->mode][rows];
 #endif
-    const int calls = (span->len + correlate_keys[rows] - 1) / correlate_keys[rows];
-    for (int i = 0; i < calls; i++) {
-        int from = span->len * i / calls, keys = span->len * (i + 1) / calls - from;
+    /* Calls of nearly equal length: some, then others of a key less. */
+    const int calls = small_quotient(span->len + correlate_keys[rows] - 1, correlate_keys[rows]);
+    const int less = small_quotient(span->len, calls), longer = span->len - less * calls;
+    for (int i = 0, from = 0, keys; i < calls; i++, from += keys) {
+        keys = less + (i < longer);
         if (far) {
             correlation b = a;
             bring_together(&a, from, keys, span->mode, t->room);

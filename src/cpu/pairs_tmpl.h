@@ -46,13 +46,19 @@ static real *weigh_pairs(const real *score, int keys, reference m, real *weight,
 {
     const vec ones = vec_pair(vec_set1(1), vec_set1(1));
     vec sum = *total, rounded_sum = *rounded;
-    for (int k = 0; k < keys; k += 2, score += 2 * VL, weight += VL) {
-        const vec first = power(vec_load(score), m);
-        const vec second = k + 1 < keys ? power(vec_load(score + VL), m) : vec_zero();
+    for (; keys > 1; keys -= 2, score += 2 * VL, weight += VL) {
+        const vec first = power(vec_load(score), m), second = power(vec_load(score + VL), m);
         const vec both = vec_pair(first, second);
         vec_store(weight, both);
         sum = vec_add(sum, vec_add(first, second));
         rounded_sum = vec_dot(both, ones, rounded_sum);
+    }
+    if (keys) {
+        const vec first = power(vec_load(score), m), both = vec_pair(first, vec_zero());
+        vec_store(weight, both);
+        sum = vec_add(sum, first);
+        rounded_sum = vec_dot(both, ones, rounded_sum);
+        weight += VL;
     }
     *total = sum;
     *rounded = rounded_sum;
