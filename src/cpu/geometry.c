@@ -64,12 +64,48 @@ static int settle_kind(na_geometry *g)
     return g->lane_kinds++;
 }
 
+/* Whether the windows of queries [begin, end) are all in step: a period on, a query sees the same
+ * keys a period on. A window never moves further than its query, and it never shrinks; so it is
+ * enough to look at both ends. */
+static int in_step(const natten_axis *axis, int period, int begin, int end)
+{
+    for (int i = 0; i < period; i++) {
+        const na_window head = na_local_window(axis, begin + i);
+        const na_window tail = na_local_window(axis, end - period + i);
+        if (tail.first - head.first != end - period - begin || tail.count != head.count)
+            return 0;
+    }
+    return 1;
+}
+
+/* How many whole tiles from this one on are alike but for their place. Far from the borders of a
+ * long axis all are, and making each costs more than all else of a plan. */
+static int count_alike(const na_geometry *g, int tile)
+{
+    const natten_axis *axis = &g->axis[2];
+    const int64_t period = axis->dilation * axis->stride;
+    const int begin = tile * g->lanes, left = (int)axis->query_extent / g->lanes - tile;
+    int count = 1, step = 1;
+    if (period > g->lanes || g->lanes % period)
+        return count;
+    while (step <= left - count &&
+           in_step(axis, (int)period, begin, begin + (count + step) * g->lanes)) {
+        count += step;
+        step *= 2;
+    }
+    for (step /= 2; step > 0; step /= 2)
+        if (step <= left - count &&
+            in_step(axis, (int)period, begin, begin + (count + step) * g->lanes))
+            count += step;
+    return count;
+}
+
 static int make_lane_tiles(na_geometry *g)
 {
     int extent = (int)g->axis[2].query_extent, room = 0;
     g->lane_tiles = ceil_div(extent, g->lanes);
     g->tile = calloc((size_t)g->lane_tiles, sizeof *g->tile);
-    for (int i = 0; g->tile && i < g->lane_tiles; i++) {
+    for (int i = 0; g->tile && i < g->lane_tiles;) {
         if (g->lane_kinds == room) {
             room = 2 * room + 8;
             na_lanes *more = realloc(g->lane, (size_t)room * sizeof *more);
@@ -77,8 +113,10 @@ static int make_lane_tiles(na_geometry *g)
                 return 0;
             g->lane = more;
         }
-        g->tile[i].base = make_lanes(g, &g->lane[g->lane_kinds], i * g->lanes);
-        g->tile[i].kind = settle_kind(g);
+        const int base = make_lanes(g, &g->lane[g->lane_kinds], i * g->lanes);
+        const int kind = settle_kind(g), end = i + count_alike(g, i);
+        for (int first = i; i < end; i++)
+            g->tile[i] = (na_tile){.base = base + (i - first) * g->lanes, .kind = kind};
     }
     return g->tile != NULL;
 }
