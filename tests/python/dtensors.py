@@ -7,15 +7,9 @@ import copy
 from typing import Any
 
 import torch
-import torch.distributed.fsdp as fsdp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-
-if "fully_shard" in dir(fsdp):
-    from torch.distributed.fsdp import fully_shard
-else:  # torch 2.5
-    from torch.distributed._composable.fsdp import fully_shard
 
 import natten.functional as F
 from natten import NeighborhoodAttention2D
@@ -62,6 +56,8 @@ def check_sharded_tensors(count: int, heads: int, kv_heads: int) -> None:
 
 
 def check_fully_sharded(rank: int, count: int) -> None:
+    from torch.distributed.fsdp import fully_shard
+
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         *(NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True) for _ in range(2))
@@ -81,7 +77,9 @@ def check_fully_sharded(rank: int, count: int) -> None:
         torch.testing.assert_close(mine.full_tensor(), other)
 
 
-def check(rank: int, count: int) -> None:
+def check(part: str, rank: int, count: int) -> None:
+    if part == "fully sharded":
+        check_fully_sharded(rank, count)
+        return
     check_sharded_tensors(count, 4, 2)
     check_sharded_tensors(count, 6, 3)
-    check_fully_sharded(rank, count)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What each of several processes does in test_distributed.py: processes.py RANK COUNT RENDEZVOUS"""
+"""What each of several processes does in test_distributed.py: processes.py PART RANK COUNT
+RENDEZVOUS"""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import copy
 import sys
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 import natten.functional as F
-from natten import NeighborhoodAttention2D
+from natten import NattenError, NeighborhoodAttention2D
 from natten import distributed as sharded
 
 WINDOWS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
@@ -55,6 +57,43 @@ def check_blocks(rank: int, count: int, axis: int) -> None:
         torch.testing.assert_close(grads, tuple(part(w) for w in wanted))
 
 
+def check_other_ranks(rank: int, count: int) -> None:
+    """Sequences with a bias and additional tokens, whose gradients are to be summed; volumes cut
+    along the middle axis."""
+    torch.manual_seed(0)
+    shapes = [(1, 13, 4, 4), (1, 13, 2, 4), (1, 13, 2, 6), (4, 9), (1, 3, 2, 4), (1, 3, 2, 6)]
+    whole = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    sizes = [13 // count] * (count - 1) + [13 - 13 // count * (count - 1)]
+    begin, size = sum(sizes[:rank]), sizes[rank]
+    window: dict[str, Any] = {"kernel_size": 5, "dilation": 2, "is_causal": True}
+
+    def call(function: Any, q: Any, k: Any, v: Any, rpb: Any, ak: Any, av: Any) -> Any:
+        return function(q, k, v, **window, rpb=rpb, additional_keys=ak, additional_values=av)
+
+    out = call(F.na1d, *whole)
+    d_out = torch.randn_like(out)
+    wanted = list(torch.autograd.grad(out, whole, d_out))
+    parts = [t.detach().narrow(1, begin, size) if i < 3 else t for i, t in enumerate(whole)]
+    mine = [t.detach().clone().requires_grad_() for t in parts]
+    ours = call(sharded.na1d, *mine)
+    torch.testing.assert_close(ours, out[:, begin : begin + size])
+    grads = torch.autograd.grad(ours, mine, d_out[:, begin : begin + size])
+    for i, grad in enumerate(grads):
+        if i < 3:
+            torch.testing.assert_close(grad, wanted[i].narrow(1, begin, size))
+        else:
+            dist.all_reduce(grad)
+            torch.testing.assert_close(grad, wanted[i])
+
+    volume = torch.randn(1, 3, 13, 4, 2, 4, dtype=torch.float64)
+    out = F.na3d(volume, volume, volume, (3, 7, 3))
+    part = volume.narrow(2, begin, size)
+    ours = sharded.na3d(part, part, part, (3, 7, 3), axis=1, sizes=sizes)
+    torch.testing.assert_close(ours, out.narrow(2, begin, size))
+    with pytest.raises(NattenError, match="sizes must hold every process' extent along axis 1"):
+        sharded.na3d(part, part, part, 3, axis=1, sizes=[13] * count)
+
+
 def check_data_parallel(rank: int, count: int) -> None:
     torch.manual_seed(0)
     module = NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True).double()
@@ -68,18 +107,21 @@ def check_data_parallel(rank: int, count: int) -> None:
 
 
 def main() -> None:
-    rank, count = int(sys.argv[1]), int(sys.argv[2])
+    part, rank, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=count
+        "gloo", init_method=f"file://{sys.argv[4]}", rank=rank, world_size=count
     )
-    check_blocks(rank, count, 0)
-    check_blocks(rank, count, 1)
-    if count == 2:
+    if part == "blocks":
+        check_blocks(rank, count, 0)
+        check_blocks(rank, count, 1)
+        check_other_ranks(rank, count)
+    elif part == "data parallel":
         check_data_parallel(rank, count)
+    else:
         import dtensors
 
-        dtensors.check(rank, count)
+        dtensors.check(part, rank, count)
     # Otherwise whoever is first takes the connections away from the others.
     dist.barrier()
     dist.destroy_process_group()

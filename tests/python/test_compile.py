@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import shutil
 from collections.abc import Callable, Iterator
@@ -125,8 +126,20 @@ NESTED: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@functools.cache
+def torch_compiles_jacfwd() -> bool:
+    """Not in 2.5: there it raises, whatever the function."""
+    try:
+        compiled(torch.func.jacfwd(torch.sin))(torch.ones(2))
+    except torch._dynamo.exc.TorchDynamoException:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", NESTED)
 def test_nested_transforms_inside_compiled_code(name: str) -> None:
+    if ("jacfwd" in name or name == "hessian") and not torch_compiles_jacfwd():
+        pytest.skip("this torch cannot compile jacfwd of its own functions")
     x = torch.randn(1, 5, 2, 3, dtype=torch.float64)
     wanted = torch.utils._pytree.tree_leaves(NESTED[name](x))
     ours = torch.utils._pytree.tree_leaves(compiled(NESTED[name])(x))

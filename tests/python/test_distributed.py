@@ -19,12 +19,36 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("count", (2, 4))
-def test_processes_agree_with_one(count: int, tmp_path: Path) -> None:
+def has_fully_shard() -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed import fsdp
+
+    return "fully_shard" in dir(fsdp)
+
+
+@pytest.mark.parametrize(
+    ("part", "count"),
+    [
+        ("blocks", 2),
+        ("blocks", 4),
+        ("data parallel", 2),
+        ("sharded tensors", 2),
+        pytest.param(
+            "fully sharded",
+            2,
+            marks=pytest.mark.skipif(
+                not has_fully_shard(),
+                reason="FSDP2 of this torch needs CUDA",
+            ),
+        ),
+    ],
+)
+def test_processes_agree_with_one(part: str, count: int, tmp_path: Path) -> None:
     script = Path(__file__).with_name("processes.py")
     workers = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(count), str(tmp_path / "meet")],
+            [sys.executable, str(script), part, str(rank), str(count), str(tmp_path / "meet")],
             stderr=subprocess.PIPE,
             text=True,
         )
