@@ -18,7 +18,7 @@ from . import _attention, _errors, _lib, _masked
 from ._knobs import check_knobs
 from ._nested import over_items
 from ._sharding import shard_ops
-from ._window import Bools, Ints, Origins, bools, window
+from ._window import Bools, Ints, Origins, bools, ints, window
 
 Optional = Tensor | None
 
@@ -46,11 +46,33 @@ def _check_knobs(function: str, rank: int, knobs: dict[str, Any], is_causal: Any
     return is_causal
 
 
+_INTS = ("kernel_size", "stride", "dilation", "query_origin", "key_origin", "global_extent")
+
+
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor is that no function takes; empty if it is a usual one."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    return "quantized" if tensor.is_quantized else ""
+
+
+def result(out: Tensor, lse: Tensor, return_lse: bool) -> Any:
+    """What the caller wants of the two."""
+    if not isinstance(return_lse, bool):
+        raise _errors.NattenTypeError(f"return_lse must be a bool, got {return_lse!r}.")
+    return (out, lse) if return_lse else out
+
+
 def _check_arguments(arguments: dict[str, Any], order: str, rank: int) -> None:
     """What is wrong with these arguments, as far as torch itself could not say it well."""
     if rank:
         # First, because an integer there is a sign that others are out of place, too.
         bools("is_causal", arguments.get("is_causal"), rank)
+        for name in _INTS:
+            if arguments.get(name) is not None:
+                ints(name, arguments[name], rank)
     for name, optional in _TENSORS.items():
         if name not in arguments:
             continue
@@ -62,8 +84,8 @@ def _check_arguments(arguments: dict[str, Any], order: str, rank: int) -> None:
                 f"{name} must be a tensor, got {type(tensor).__name__}. (The positional order is "
                 f"{order}; pass the rest by keyword.)"
             )
-        if tensor.is_nested or tensor.layout is not torch.strided:
-            kind = "nested" if tensor.is_nested else str(tensor.layout)
+        kind = kind_of(tensor)
+        if kind:
             raise NotImplementedError(
                 f"{name} is a {kind} tensor, which this function does not take."
             )
@@ -72,7 +94,7 @@ def _check_arguments(arguments: dict[str, Any], order: str, rank: int) -> None:
 def autocast(*tensors: Optional) -> tuple[Any, ...]:
     """Under autocast, every floating tensor except float64 in the autocast dtype."""
     device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -183,14 +205,14 @@ def fused(
         rpb = rpb.to(query.dtype)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 1)
     tensors = (query, key, value, rpb, additional_keys, additional_values)
-    if dropout_p != 0 or key_padding_mask is not None:
+    if _masked.is_masked(dropout_p, key_padding_mask):
         dropout, seed = _masked.dropout_of(dropout_p, generator)
         key_bias = _masked.key_bias_of(key_padding_mask, key, 1, rank)
         factor = _check_scale(scale)
         out, lse = _masked.fused((*tensors, key_bias), shape, factor, dropout, seed)
     else:
         out, lse = _attention.fused(*tensors, shape, _check_scale(scale))
-    return (out, lse) if return_lse else out
+    return result(out, lse, return_lse)
 
 
 def qk(

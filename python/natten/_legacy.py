@@ -49,7 +49,12 @@ def deprecated_module(old: str, new: str) -> None:
 
 def _check_order(query: Tensor, rpb: Optional) -> None:
     """Newer versions of transformers pass heads last, which the sizes of a bias give away."""
-    if rpb is None or rpb.dim() != 3 or query.dim() != 5 or rpb.shape[0] == query.shape[1]:
+    if (
+        not (isinstance(rpb, Tensor) and isinstance(query, Tensor))
+        or rpb.dim() != 3
+        or query.dim() != 5
+        or rpb.shape[0] == query.shape[1]
+    ):
         return
     if rpb.shape[0] == query.shape[3]:
         raise NattenError(

@@ -150,6 +150,11 @@ def fused(
     return result
 
 
+def is_masked(dropout_p: Any, mask: Any) -> bool:
+    """Whether a call has to go through this module, if only to be told what is wrong."""
+    return mask is not None or not isinstance(dropout_p, (int, float)) or dropout_p != 0
+
+
 def dropout_of(dropout_p: float, generator: Any) -> tuple[float, Optional]:
     """The probability, and a seed if it is not 0."""
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):

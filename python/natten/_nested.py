@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._errors import NattenError
+from ._errors import NattenError, NattenTypeError
 
 
 def _dims(name: str, rank: int) -> int:
@@ -29,6 +29,8 @@ def over_items(
     count = tensors[first].size(0)
     items: dict[str, Any] = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise NattenTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
         if tensor.is_nested != (name != "rpb"):
             what = "must not be" if name == "rpb" else "must be, too"
             raise NattenError(f"{first} is a nested tensor: {name} {what}.")

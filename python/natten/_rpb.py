@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ._attention import qk
 from ._autograd import _zeros
-from ._errors import NattenError
+from ._call import is_block, parts
+from ._errors import NattenError, NattenTypeError
 from ._front import autocast, public
-from ._window import Bools, Ints, window
+from ._window import Bools, Ints, ints, window
 
 
 @functools.partial(public, rank=0)
@@ -39,15 +40,27 @@ def add_rpb(
     Returns:
         The sum; slots that a causal mask forbids hold -inf, those of additional tokens stay.
     """
-    origins = (query_origin, key_origin, global_extent)
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(attn.device.type):
-        attn, rpb = autocast(attn, rpb)
+    if not isinstance(rpb, Tensor):
+        raise NattenTypeError(f"rpb must be a tensor, got {type(rpb).__name__}.")
+    attn, rpb = autocast(attn, rpb)
     rank = rpb.dim() - 1
+    if not 1 <= rank <= 3:
+        raise NattenError(
+            f"rpb must be [heads, ...] for a map of 1, 2 or 3 axes, got {rpb.dim()} dimensions."
+        )
     if attn.dim() != rank + 3:
         raise NattenError(
             f"attn must have {rank + 3} dimensions with a bias of {rank + 1}, got {attn.dim()}."
         )
-    shape = window(rank, kernel_size, stride, dilation, is_causal, origins, attn, 2)
+    origins = (query_origin, key_origin, global_extent)
+    sizes = (ints("kernel_size", kernel_size, rank), ints("stride", stride, rank))
+    steps = ints("dilation", 1 if dilation is None else dilation, rank)
+    shape = window(rank, *sizes, steps, is_causal, origins, attn, 2)
+    for end, begin in (
+        zip(parts(shape)[-1], parts(shape)[-2], strict=True) if is_block(shape) else ()
+    ):
+        if begin >= end:
+            raise NattenError(f"key_origin must be before global_extent, got {begin} and {end}.")
     bias = qk(*_zeros(attn, shape), rpb.to(attn.dtype), None, shape)
     extra = attn.shape[-1] - bias.shape[-1]
     if extra < 0:

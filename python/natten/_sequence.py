@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._front import Optional, fused, public, scale_of
+from ._front import Optional, fused, kind_of, public, result, scale_of
 from ._items import attention_of_items, transformed, without_tokens
 from ._knobs import ATTENTION_KNOBS, check_knobs
+from ._masked import is_masked
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -20,8 +21,8 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise NattenTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
-        if tensor.is_nested or tensor.layout is not torch.strided:
-            kind = "nested" if tensor.is_nested else str(tensor.layout)
+        kind = kind_of(tensor)
+        if kind:
             raise NotImplementedError(
                 f"{name} is a {kind} tensor. Items of different sizes go in packed, one after "
                 "another along the token axis."
@@ -218,7 +219,7 @@ def attention(
         is_causal,
     )
     tokens = key.shape[1]
-    masked = dropout_p != 0 or key_padding_mask is not None
+    masked = is_masked(dropout_p, key_padding_mask)
     if table is not None and masked:
         raise NotImplementedError("Packed sequences take neither dropout nor key_padding_mask.")
     if table is not None:
@@ -228,10 +229,10 @@ def attention(
         table = torch.tensor([[query.shape[1], tokens, 0, 1, 1, int(is_causal)]])
     if table is not None:
         out, lse = attention_of_items(query, key, value, table, scale)
-        return (out, lse) if return_lse else out
+        return result(out, lse, return_lse)
     if query.shape[1] == 0 or tokens == 0:
         out, lse = without_tokens(query, key, value, scale_of(scale, query))
-        return (out, lse) if return_lse else out
+        return result(out, lse, return_lse)
     window: Any = (tokens, 1, is_causal, None, scale, None, None, 1, return_lse, (0, 0, tokens), {})
     arguments: Any = (*window, dropout_p, key_padding_mask, generator)
     return fused(1, query, key, value, *arguments)

@@ -23,9 +23,13 @@ _ORDER = (
 )
 
 
+# The library counts in 64 bits; this leaves room for sums.
+_MOST = 1 << 62
+
+
 def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """An integer for each axis, from one for all or a sequence of `rank`."""
-    if type(value) is int:
+    if type(value) is int and -_MOST < value < _MOST:
         return (value,) * rank
     if isinstance(value, (tuple, list)):
         if len(value) != rank:
@@ -33,17 +37,21 @@ def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
                 f"{name} must be an integer or have {rank} of them, one for each axis, got "
                 f"{len(value)}: {value!r}."
             )
-        return tuple([x if type(x) is int else _int(name, x, rank) for x in value])
+        return tuple([_int(name, x, rank) for x in value])
     return (_int(name, value, rank),) * rank
 
 
 def _int(name: str, value: Any, rank: int) -> int:
     # Integers of NumPy, and torch's symbolic ones, are integers too; a bool is a mistake.
-    if not isinstance(value, bool):
+    if type(value) is not int and not isinstance(value, bool):
         try:
-            return int(value) if type(value).__name__ == "SymInt" else operator.index(value)
+            value = int(value) if type(value).__name__ == "SymInt" else operator.index(value)
         except TypeError:
             pass
+    if type(value) is int:
+        if not -_MOST < value < _MOST:
+            raise NattenError(f"{name} must be less than 2^62, got {value}.")
+        return value
     raise NattenTypeError(
         f"{name} must be an integer or a tuple of {rank} integers, got {value!r} of type "
         f"{type(value).__name__}."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._front import public
+from ._front import public, result
 from ._items import attention_of_items, transformed
 from ._knobs import WINDOW_KNOBS, check_knobs
 from ._sequence import check_packed, check_tensors
@@ -29,7 +29,11 @@ def _layouts(token_layouts: Any) -> tuple[Any, ...]:
             "token_layouts must be a list with the extents of each item, got "
             f"{type(token_layouts).__name__}."
         )
-    return tuple([x if isinstance(x, int) else tuple(x) for x in token_layouts])
+    return tuple([tuple(x) if isinstance(x, (list, tuple)) else x for x in token_layouts])
+
+
+def _axes(layout: Any) -> int:
+    return len(layout) if isinstance(layout, tuple) else 1
 
 
 def _freeze(value: Any) -> Any:
@@ -56,9 +60,7 @@ def _make_table(
 ) -> tuple[Tensor, list[list[int]], int]:
     """The table of the items (see _items.py), the same as integers, and the number of tokens."""
     count = len(layouts)
-    rank = 1
-    if count and not isinstance(layouts[0], int):
-        rank = len(layouts[0])
+    rank = _axes(layouts[0]) if count else 1
     if not 1 <= rank <= 3:
         raise NattenError(f"Items must have 1, 2 or 3 axes, but item 0 has extents {layouts[0]}.")
     names = ("kernel_size", "stride", "dilation")
@@ -72,7 +74,7 @@ def _make_table(
             raise NattenError(f"Item {i}: kernel_size must be at least 1, got {sizes}.")
     rows, total = [], 0
     for i, layout in enumerate(layouts):
-        if (1 if isinstance(layout, int) else len(layout)) != rank:
+        if _axes(layout) != rank:
             raise NattenError(
                 f"Items must have as many axes each, but item 0 has {rank} and item "
                 f"{i} has extents {layout}."
@@ -81,6 +83,8 @@ def _make_table(
         tokens = 1
         for extent in extents:
             tokens *= extent
+        if tokens < 0 or total + tokens >> 62:
+            raise NattenError(f"Extents must be at least 0 and not that large, got {layout}.")
         total += tokens
         columns = (extents, extents, kernel_size[i], stride[i], dilation[i], causal[i])
         rows.append([column[axis] for axis in range(rank) for column in columns])
@@ -94,12 +98,21 @@ def _kept_table(*arguments: Any) -> tuple[Tensor, list[list[int]], int]:
         return _make_table(*arguments)
 
 
-def _table(*arguments: Any) -> tuple[Tensor, list[list[int]], int]:
+def _is_plain(value: Any, kind: type) -> bool:
+    """Whether a value is found again by what it is: 1 and True are equal, and others may change."""
+    if type(value) is tuple:
+        return all([_is_plain(x, kind) for x in value])
+    return value is None or type(value) is kind
+
+
+def _table(layouts: Any, values: Any, lists: Any) -> tuple[Tensor, list[list[int]], int]:
     """A table that is kept, or one of its own where tensors are not what they seem."""
     special = torch.compiler.is_compiling() or transformed()
-    if special or torch._C._len_torch_dispatch_stack():
-        return _make_table(*arguments)
-    return _kept_table(*arguments)
+    if not special and not torch._C._len_torch_dispatch_stack():
+        numbers, flags = (layouts, values[:3], lists[:3]), (values[3], lists[3])
+        if _is_plain(numbers, int) and _is_plain(flags, bool):
+            return _kept_table(layouts, values, lists)
+    return _make_table(layouts, values, lists)
 
 
 @functools.partial(public, rank=0)
@@ -168,4 +181,4 @@ def neighborhood_attention_varlen(
                 f"{name} has {tensor.shape[1]} tokens, but the items have {total} together."
             )
     out, lse = attention_of_items(query, key, value, table, scale, rows)
-    return (out, lse) if return_lse else out
+    return result(out, lse, return_lse)

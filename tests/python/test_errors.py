@@ -160,6 +160,48 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "kernel_size must be an integer or a tuple of 2 integers, got tensor(3.5000)",
     ),
     (
+        "kernel_size of more than 64 bits",
+        lambda: na(kernel_size=10**30),
+        NattenError,
+        "kernel_size must be less than 2^62, got 1000000000000000000000000000000.",
+    ),
+    (
+        "return_lse of a wrong type",
+        lambda: na(return_lse=Q),
+        NattenTypeError,
+        "return_lse must be a bool, got tensor(",
+    ),
+    (
+        "dropout_p of a wrong type",
+        lambda: na(dropout_p=Q),
+        NattenTypeError,
+        "dropout_p must be a number, got tensor(",
+    ),
+    (
+        "quantized",
+        lambda: na(torch.quantize_per_tensor(Q, 0.1, 0, torch.qint8)),
+        NotImplementedError,
+        "query is a quantized tensor, which this function does not take.",
+    ),
+    (
+        "no bias to add",
+        lambda: F.add_rpb(ATTN, None, 3),
+        NattenTypeError,
+        "rpb must be a tensor, got NoneType.",
+    ),
+    (
+        "a bias without axes",
+        lambda: F.add_rpb(ATTN[0, 0, 0], torch.zeros(4), 3),
+        NattenError,
+        "rpb must be [heads, ...] for a map of 1, 2 or 3 axes, got 1 dimensions.",
+    ),
+    (
+        "keys to add a bias for begin past the end",
+        lambda: F.add_rpb(ATTN, torch.zeros(4, 5, 5), 3, key_origin=(0, 8)),
+        NattenError,
+        "key_origin must be before global_extent, got 8 and 8.",
+    ),
+    (
         "dilation of a wrong type",
         lambda: na(dilation=1.5),
         NattenTypeError,
@@ -382,3 +424,10 @@ def test_numbers_of_numpy() -> None:
     ours = F.na2d(x, x, x, (three, np.int32(5)), three // 3, scale=half, dropout_p=np.float32(0))
     assert torch.equal(ours, F.na2d(x, x, x, (3, 5), 1, scale=0.5))
     assert torch.equal(F.na2d(x, x, x, torch.tensor(3)), F.na2d(x, x, x, 3))
+
+
+def test_meta_tensors_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.na2d(META, META, META, 3).dtype == torch.float32
+        attn = ATTN.to("meta")
+        assert F.add_rpb(attn, torch.zeros(4, 5, 5, device="meta"), 3).shape == attn.shape

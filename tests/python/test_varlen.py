@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -262,6 +264,24 @@ def test_tables_are_kept_for_whoever_comes_next() -> None:
     assert torch.equal(out, first)
 
 
+def test_tables_are_found_by_what_is_in_them() -> None:
+    """1 and True are equal, and tensors may change."""
+    q, size = torch.randn(1, 23, 2, 4), torch.tensor(2)
+    numbers = [(np.int64(3), 5), (4, np.int64(2))]
+    call = functools.partial(F.neighborhood_attention_varlen, q, q, q, [(3, 5), (4, 2)])
+    two, one = call(2), call(1)
+    assert torch.equal(call(size), two)
+    size.fill_(1)
+    assert torch.equal(call(size), one)
+    assert torch.equal(F.neighborhood_attention_varlen(q, q, q, numbers, 2), two)
+    one_axis = functools.partial(F.neighborhood_attention_varlen, q, q, q)
+    assert torch.equal(one_axis([np.int64(11), 12], 2), one_axis([11, 12], 2))
+    call(2, is_causal=True)
+    for wrong in ({"is_causal": 1}, {"kernel_size": True}, {"stride": True}):
+        with pytest.raises(NattenTypeError):
+            call(**{"kernel_size": 2, **wrong})
+
+
 def test_no_items_and_empty_ones() -> None:
     q = torch.zeros(1, 0, 2, 4)
     assert F.neighborhood_attention_varlen(q, q, q, [], 3).shape == (1, 0, 2, 4)
@@ -300,6 +320,11 @@ TABLE: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: varlen([12, (2, 4)]), NattenError, "item 0 has 1 and item 1 has extents (2, 4)."),
     (lambda: varlen(5), NattenTypeError, "token_layouts must be a list with the extents of each"),
     (lambda: varlen([(2, 4.0), (3, 4)]), NattenTypeError, "token_layouts[0] must be an integer or"),
+    (lambda: varlen((2.0, 3.0)), NattenTypeError, "token_layouts[0] must be an integer or"),
+    (lambda: varlen([10**30]), NattenError, "token_layouts[0] must be less than 2^62"),
+    (lambda: varlen([(1 << 40, 1 << 40)]), NattenError, "Extents must be at least 0 and not that"),
+    (lambda: varlen(stride_list={1}), NattenTypeError, "stride_list must be a list, got set."),
+    (lambda: varlen(return_lse=None), NattenTypeError, "return_lse must be a bool, got None."),
     (lambda: varlen([(1, 1, 1, 20)]), NattenError, "Items must have 1, 2 or 3 axes"),
     (lambda: varlen([(-2, -10)]), NattenError, "Item 0: extents must be at least 0 and fit into"),
     (
