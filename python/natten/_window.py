@@ -23,6 +23,13 @@ _ORDER = (
 )
 
 
+def check_rank(na_dim: Any) -> int:
+    """The number of axes, where callers say so themselves."""
+    if type(na_dim) is not int or na_dim not in (1, 2, 3):
+        raise NattenError(f"na_dim must be 1, 2 or 3, got {na_dim!r}.")
+    return na_dim
+
+
 # The library counts in 64 bits; this leaves room for sums.
 _MOST = 1 << 62
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _lib, _state
-from ._errors import from_status
+from ._errors import NattenTypeError, from_status
 from ._state import AutotunerContext
 from .utils.log import get_logger
 
@@ -78,7 +78,10 @@ def load(text: str) -> None:
 
     Raises:
         NattenError: it is no such text, or another version's.
+        NattenTypeError: it is no text at all.
     """
+    if not isinstance(text, str):
+        raise NattenTypeError(f"load takes what export returned, got {type(text).__name__}.")
     _check(_lib.library.natten_tuned_import(text.encode()))
 
 

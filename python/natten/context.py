@@ -272,6 +272,9 @@ def use_autotuner(
         NattenTypeError: an argument is of the wrong type.
     """
     with lock:
+        for name, value in (("forward_pass", forward_pass), ("backward_pass", backward_pass)):
+            if value is not None:
+                flag(name, value)
         if forward_pass is False and backward_pass is False:
             set_autotuner(enabled_for_forward=False, enabled_for_backward=False)
             return

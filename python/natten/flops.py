@@ -31,7 +31,7 @@ import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from . import _call, _items, _lib, _ops
-from ._errors import NattenError, from_status
+from ._errors import NattenError, NattenTypeError, from_status
 from ._window import Bools, Ints, bools, ints
 
 __all__ = [
@@ -276,6 +276,9 @@ def _from_shapes(
     additional_tokens: int,
     exact: bool,
 ) -> int:
+    for name, shape in shapes.items():
+        if not isinstance(shape, (tuple, list)) or not all(isinstance(n, int) for n in shape):
+            raise NattenTypeError(f"{name} must be a shape, a tuple of integers, got {shape!r}.")
     rank = len(next(iter(shapes.values()))) - 3
     for name, shape in shapes.items():
         if rank not in (1, 2, 3) or len(shape) != rank + 3:
@@ -298,6 +301,8 @@ def _from_shapes(
         *ints("dilation", 1 if dilation is None else dilation, rank),
         *bools("is_causal", is_causal, rank),
     )
+    if ints("additional_tokens", additional_tokens, 1) < (0,):
+        raise NattenError(f"additional_tokens must be at least 0, got {additional_tokens}.")
     if additional_tokens:
         place = 1 if is_heads_last else 2
         given["additional_keys"] = [additional_tokens if i == place else 0 for i in range(4)]

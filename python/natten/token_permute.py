@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ._errors import NattenError, NattenTypeError
-from ._window import Ints, ints
+from ._window import Ints, check_rank, ints
+from .utils.checks import check_tensor
 
 __all__ = ["token_permute_operation", "token_unpermute_operation"]
 
@@ -27,11 +28,6 @@ def _positive(name: str, value: Ints, rank: int) -> _Shape:
         if size < 1:
             raise NattenError(f"{name} must be at least 1, got {size} on axis {axis}.")
     return sizes
-
-
-def _check_type(tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise NattenTypeError(f"tensor must be a tensor, got {type(tensor).__name__}.")
 
 
 def _rests(layout: Iterable[int], tile: _Shape, dilation: _Shape) -> _Shape:
@@ -71,8 +67,7 @@ def token_permute_operation(
     Raises:
         NattenError: a wrong size. NattenTypeError: a wrong type.
     """
-    _check_type(tensor)
-    if tensor.dim() not in (4, 5, 6):
+    if check_tensor("tensor", tensor).dim() not in (4, 5, 6):
         raise NattenError(
             "tensor must be [batch, *map, heads, channels] with 1, 2 or 3 axes in the map, got "
             f"{tensor.dim()} dimensions."
@@ -114,12 +109,13 @@ def token_unpermute_operation(
     Raises:
         NattenError: a wrong size. NattenTypeError: a wrong type.
     """
-    _check_type(tensor)
-    if tensor.dim() != 4:
+    if check_tensor("tensor", tensor).dim() != 4:
         raise NattenError(
             f"tensor must be [batch, tokens, heads, channels], got {tensor.dim()} dimensions."
         )
-    rank = len(token_layout_shape)
+    if not isinstance(token_layout_shape, (tuple, list)):
+        raise NattenTypeError(f"token_layout_shape must be a tuple, got {token_layout_shape!r}.")
+    rank = check_rank(len(token_layout_shape))
     layout = _positive("token_layout_shape", tuple(token_layout_shape), rank)
     tile = _positive("tile_shape", tile_shape, rank)
     steps = _positive("dilation", 1 if dilation is None else dilation, rank)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ._knobs import KernelSchedule as KernelSchedule
-from ._window import bools, ints
+from ._window import bools, check_rank, ints
 
 NoneType = type(None)
 
@@ -47,9 +47,9 @@ ListOrNestedTensor = list[Tensor] | Tensor
 
 def create_dim_from_int(na_dim: int, value: int) -> Any:
     """`value` for each of na_dim axes."""
-    return ints("value", value, na_dim)
+    return ints("value", value, check_rank(na_dim))
 
 
 def create_causal_arg_from_bool(na_dim: int, value: bool) -> Any:
     """`value` for each of na_dim axes."""
-    return tuple(bool(x) for x in bools("value", value, na_dim))
+    return tuple(bool(x) for x in bools("value", value, check_rank(na_dim)))

@@ -134,6 +134,10 @@ def test_texts() -> None:
         autotuner.load("something else")
     with pytest.raises(NattenError, match="Line 3"):
         autotuner.load(text + "something else\n")
+    with pytest.raises(TypeError, match="load takes what export returned, got bytes"):
+        autotuner.load(text.encode())  # type: ignore[arg-type]
+    with pytest.raises(NattenError, match=natten.__version__):
+        autotuner.load(text.replace(natten.__version__, "0.17.5", 1))
     assert autotuner.choices() == found
 
 

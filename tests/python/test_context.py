@@ -190,6 +190,7 @@ def test_autotuner() -> None:
     ("arguments", "error"),
     (
         ({"forward_pass": 1}, TypeError),
+        ({"backward_pass": torch.ones(2)}, TypeError),
         ({"thorough_mode_forward": "yes"}, TypeError),
         ({"steps_forward": 1.5}, TypeError),
         ({"warmup_steps_backward": True}, TypeError),

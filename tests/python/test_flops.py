@@ -67,6 +67,10 @@ def test_other_widths() -> None:
 
 def test_wrong_shapes() -> None:
     shape, window = (1, 9, 6, 8), (3, 1, False, True)
+    with pytest.raises(TypeError, match="key must be a shape, a tuple of integers, got 7"):
+        na_qk_flop_count(shape, 7, *window)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="additional_tokens must be at least 0, got -1"):
+        na_qk_flop_count(shape, shape, *window, additional_tokens=-1)
     with pytest.raises(ValueError, match="8 channels, but keys have 7"):
         fna_flop_count(shape, (1, 9, 6, 7), (1, 9, 6, 7), *window)
     with pytest.raises(ValueError, match="a multiple"):

@@ -72,6 +72,10 @@ def test_token_permute_gradient() -> None:
 
 def test_token_permute_errors() -> None:
     x = torch.zeros(1, 4, 4, 1, 2)
+    with pytest.raises(NattenTypeError, match="tensor must be a tensor, got tuple"):
+        token_permute_operation((1, 4, 4), (2, 2))  # type: ignore[arg-type]
+    with pytest.raises(NattenTypeError, match="token_layout_shape must be a tuple, got 4"):
+        token_unpermute_operation(x[0], 4, (2, 2))  # type: ignore[arg-type]
     with pytest.raises(NattenError, match="tile_shape must be an integer or have 2 of them"):
         token_permute_operation(x, (2,))
     with pytest.raises(NattenError, match="dilation must be at least 1, got 0 on axis 1."):

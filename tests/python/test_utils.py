@@ -73,6 +73,18 @@ def test_all_args() -> None:
         (utils.check_backward_tiling_config, (1, ((64,), (64,), (1,), 1)), TypeError, "a bool"),
         (utils.check_backward_tiling_config, (1, ((64,), (64,))), TypeError, "three tuples"),
         (utils.get_num_na_weights, ([3, 3],), ValueError, "tuple"),
+        (utils.get_num_na_weights, (("3", 3),), ValueError, "tuple of integers"),
+        (
+            utils.check_additional_keys,
+            ([3], torch.ones(1, 2, 3, 4)),
+            TypeError,
+            "input_tensor must",
+        ),
+        (utils.check_additional_keys, (torch.ones(2), [3]), TypeError, "additional_keys must be a"),
+        (utils.check_additional_values, (3, None, 4, 9), TypeError, "attn must be a tensor"),
+        (utils.make_attn_tensor_from_input, (torch.ones(2), "9"), TypeError, "attention_dim must"),
+        (types.create_dim_from_int, (0, 3), ValueError, "na_dim must be 1, 2 or 3, got 0"),
+        (types.create_causal_arg_from_bool, ("2", True), ValueError, "na_dim must be 1, 2 or 3"),
     ),
 )
 def test_checks_refuse(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .._errors import NattenError, NattenTypeError
-from .._window import bools, ints
+from .._window import bools, check_rank, ints
 
 __all__ = [
     "check_additional_keys",
@@ -29,14 +29,15 @@ __all__ = [
 ]
 
 
-def _rank(na_dim: int) -> int:
-    if type(na_dim) is not int or na_dim not in (1, 2, 3):
-        raise NattenError(f"na_dim must be 1, 2 or 3, got {na_dim!r}.")
-    return na_dim
+def check_tensor(name: str, value: Any) -> Any:
+    """A tensor, and nothing else."""
+    if not isinstance(value, Tensor):
+        raise NattenTypeError(f"{name} must be a tensor, got {type(value).__name__}.")
+    return value
 
 
 def _positive(name: str, na_dim: int, value: Any) -> tuple[int, ...]:
-    result = ints(name, value, _rank(na_dim))
+    result = ints(name, value, check_rank(na_dim))
     for axis, size in enumerate(result):
         if size < 1:
             raise NattenError(f"{name} must be at least 1, got {size} on axis {axis}.")
@@ -65,7 +66,7 @@ def check_input_size_arg(na_dim: int, input_size: int | Sequence[int]) -> tuple[
 
 def check_causal_arg(na_dim: int, is_causal: bool | Sequence[bool] | None) -> tuple[bool, ...]:
     """is_causal for each axis; None means False."""
-    return tuple(bool(x) for x in bools("is_causal", is_causal, _rank(na_dim)))
+    return tuple(bool(x) for x in bools("is_causal", is_causal, check_rank(na_dim)))
 
 
 def check_all_args(na_dim: int, kernel_size: Any, *others: Any, **named: Any) -> Any:
@@ -129,10 +130,11 @@ def check_additional_keys(input_tensor: Tensor, additional_keys: Tensor | None) 
     ``[batch, heads, tokens, head_dim]``."""
     if additional_keys is None:
         return 0
-    if additional_keys.dim() != 4:
+    if check_tensor("additional_keys", additional_keys).dim() != 4:
         raise NattenError(f"additional_keys must have rank 4, got {additional_keys.dim()}.")
     batch, heads, tokens, head_dim = additional_keys.shape
-    expected = (*input_tensor.shape[:2], input_tensor.shape[-1])
+    shape = check_tensor("input_tensor", input_tensor).shape
+    expected = (*shape[:2], *shape[-1:])
     if (batch, heads, head_dim) != expected:
         raise NattenError(
             f"additional_keys has batch, heads and head_dim {(batch, heads, head_dim)}, but query "
@@ -151,18 +153,19 @@ def check_additional_values(
     values ``[batch, heads, tokens, value_dim]``; expected_attn_weights are those of the window."""
     tokens = 0
     if additional_values is not None:
-        if additional_values.dim() != 4:
+        if check_tensor("additional_values", additional_values).dim() != 4:
             raise NattenError(f"additional_values must have rank 4, got {additional_values.dim()}.")
         batch, heads, tokens, dim = additional_values.shape
-        expected = (*value.shape[:2], value.shape[-1])
+        shape = check_tensor("value", value).shape
+        expected = (*shape[:2], *shape[-1:])
         if (batch, heads, dim) != expected:
             raise NattenError(
                 f"additional_values has batch, heads and head_dim {(batch, heads, dim)}, but value "
                 f"has {expected}."
             )
-    if attn.shape[-1] != expected_attn_weights + tokens:
+    if check_tensor("attn", attn).shape[-1:] != (expected_attn_weights + tokens,):
         raise NattenError(
             f"Expected {expected_attn_weights + tokens} attention weights per token, got "
-            f"attn.shape[-1]={attn.shape[-1]}."
+            f"attn.shape[-1]={attn.shape[-1] if attn.dim() else None}."
         )
     return int(tokens)
