@@ -81,6 +81,7 @@ void na_record_init(na_record *record, const natten_plan *plan, const char *devi
     const char *kernel = plan->kernel->name;
     memset(record, 0, sizeof *record);
     p.device_index = p.choice = 0;
+    p.preferences &= plan->honours; /* others make no difference to this kernel */
     copy_text(record->device, sizeof record->device, device);
     for (int i = 0; i < 2; i++) {
         uint64_t sum = mix(i ? 0x9e3779b97f4a7c15u : 0xcbf29ce484222325u, &p, sizeof p);

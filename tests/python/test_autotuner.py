@@ -67,6 +67,19 @@ def test_a_problem_is_tuned_once(log: pytest.LogCaptureFixture) -> None:
     assert tuned(log) == 0
 
 
+def test_settings_without_effect_make_no_new_problem(log: pytest.LogCaptureFixture) -> None:
+    """Those of GPUs, on a CPU."""
+    query, key, value = inputs(grad=True)
+    natten.use_autotuner(True, True, steps_forward=1, steps_backward=1)
+    F.na2d(query, key, value, kernel_size=3).sum().backward()
+    assert tuned(log) == 2
+    natten.use_fused_na(True)
+    natten.set_memory_usage_preference("strict")
+    natten.enable_tf32(), natten.disable_gemm_na()
+    F.na2d(query, key, value, kernel_size=3).sum().backward()
+    assert tuned(log) == 0 and len(autotuner.choices()) == 2
+
+
 def test_passes_are_switched_alone(log: pytest.LogCaptureFixture) -> None:
     query, key, value = inputs(grad=True)
     natten.use_autotuner(False, True, steps_backward=2, warmup_steps_backward=0)
