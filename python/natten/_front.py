@@ -156,14 +156,15 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
 
 def scale_of(scale: float | None, query: Tensor) -> float:
     """The factor of query . key."""
-    given = _check_scale(scale)
+    given = check_scale(scale)
     if given is not None:
         return given
     channels = query.shape[-1]
     return channels**-0.5 if channels else 1.0
 
 
-def _check_scale(scale: float | None) -> float | None:
+def check_scale(scale: float | None) -> float | None:
+    """A number, or None."""
     if scale is None:
         return None
     if isinstance(scale, (float, int)) and not isinstance(scale, bool):
@@ -208,10 +209,10 @@ def fused(
     if _masked.is_masked(dropout_p, key_padding_mask):
         dropout, seed = _masked.dropout_of(dropout_p, generator)
         key_bias = _masked.key_bias_of(key_padding_mask, key, 1, rank)
-        factor = _check_scale(scale)
+        factor = check_scale(scale)
         out, lse = _masked.fused((*tensors, key_bias), shape, factor, dropout, seed)
     else:
-        out, lse = _attention.fused(*tensors, shape, _check_scale(scale))
+        out, lse = _attention.fused(*tensors, shape, check_scale(scale))
     return result(out, lse, return_lse)
 
 

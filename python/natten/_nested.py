@@ -54,11 +54,12 @@ def over_items(
             raise type(error)(f"Item {i}: {error}") from None
         parts = result if isinstance(result, tuple) else (result,)
         results.append(parts if batched else tuple(part.squeeze(0) for part in parts))
-    outputs = tuple(_nest(list(parts), tensors[first]) for parts in zip(*results, strict=True))
+    outputs = tuple(nest(list(parts), tensors[first]) for parts in zip(*results, strict=True))
     return outputs if len(outputs) > 1 else outputs[0]
 
 
-def _nest(parts: list[Tensor], like: Any) -> Tensor:
+def nest(parts: list[Tensor], like: Any) -> Tensor:
+    """Items nested as `like` is, and as ragged."""
     if like.layout != torch.jagged:
         return torch.nested.as_nested_tensor(parts)
     axis = like._ragged_idx

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from . import functional
 from ._errors import NattenError, NattenTypeError
+from ._front import check_scale
+from ._nested import nest
 from ._window import Bools, Ints, bools, ints
 from .context import is_fused_na_enabled
 
@@ -80,7 +82,8 @@ class _NeighborhoodAttention(nn.Module):
             raise NattenError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}.")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
+        scale = check_scale(qk_scale)
+        self.scale = self.head_dim**-0.5 if scale is None else scale
         self.kernel_size = ints("kernel_size", kernel_size, self.rank)
         self.dilation = ints("dilation", dilation, self.rank)
         self.stride = ints("stride", stride, self.rank)
@@ -144,8 +147,13 @@ class _NeighborhoodAttention(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """``[batch, *map, dim]`` to the same shape. The mask is that of
-        :func:`natten.functional.na2d`, ``[batch, *map]``; with it attention is always fused."""
+        """``[batch, *map, dim]`` to the same shape; or a nested tensor of such items, with or
+        without a batch each. The mask is that of :func:`natten.functional.na2d`, ``[batch,
+        *map]``; with it attention is always fused."""
+        if not isinstance(x, Tensor):
+            raise NattenTypeError(f"The input must be a tensor, got {type(x).__name__}.")
+        if x.is_nested:
+            return self._over_items(x, key_padding_mask)
         if x.dim() != self.rank + 2:
             raise NattenError(
                 f"{type(self).__name__} expected a rank-{self.rank + 2} input tensor; got "
@@ -173,6 +181,14 @@ class _NeighborhoodAttention(nn.Module):
                 out = out.narrow(axis + 1, 0, extent)
         result: Tensor = self.proj_drop(self.proj(out))
         return result
+
+    def _over_items(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """A nested tensor: item by item, which have a batch of their own or none."""
+        if key_padding_mask is not None:
+            raise NotImplementedError("key_padding_mask does not go with nested tensors.")
+        batched = x.dim() == self.rank + 3
+        items = [self(i) if batched else self(i.unsqueeze(0)).squeeze(0) for i in x.unbind()]
+        return nest(items, x)
 
     def _pad(self, x: Tensor) -> Tensor:
         padding: list[int] = [0, 0]

@@ -350,6 +350,24 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "NeighborhoodAttention2D expected 8 channels, got 9.",
     ),
     (
+        "module input that is none",
+        lambda: NeighborhoodAttention2D(8, 2, 3)(None),  # type: ignore[arg-type]
+        NattenTypeError,
+        "The input must be a tensor, got NoneType.",
+    ),
+    (
+        "module dim of a wrong type",
+        lambda: NeighborhoodAttention2D(8.0, 2, 3),  # type: ignore[arg-type]
+        NattenTypeError,
+        "dim must be an integer or a tuple of 1 integers, got 8.0 of type float.",
+    ),
+    (
+        "module scale of a wrong type",
+        lambda: NeighborhoodAttention2D(8, 2, 3, qk_scale="1"),  # type: ignore[arg-type]
+        NattenTypeError,
+        "scale must be a number, got '1'.",
+    ),
+    (
         "module heads",
         lambda: NeighborhoodAttention2D(9, 2, 3),
         NattenError,

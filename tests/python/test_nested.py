@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import natten
 import natten.functional as F
 from natten import NattenError
 
@@ -101,6 +102,29 @@ def test_items_with_batches_of_their_own() -> None:
     attn = F.na1d_qk(x, x, 3)
     assert_items(attn, [F.na1d_qk(b, b, 3) for b in batches])
     assert_items(F.na1d_av(attn, x, 3), [F.na1d_av(F.na1d_qk(b, b, 3), b, 3) for b in batches])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("fused", (False, True))
+def test_modules(layout: torch.layout, fused: bool) -> None:
+    natten.use_fused_na(fused)
+    single = items(0, 4)
+    module = natten.NeighborhoodAttention1D(4, 2, 3, rel_pos_bias=True).double()
+    x = nested(single, layout)
+    out = x + module(x)
+    assert_items(out, [i + module(i[None])[0] for i in single])
+    parameters = list(module.parameters())
+    ours = torch.autograd.grad(torch.stack([o.sum() for o in out.unbind()]).sum(), [x, *parameters])
+    total = sum((module(i[None]).sum() + i.sum() for i in single), torch.zeros(()))
+    true = torch.autograd.grad(total, [*single, *parameters])
+    for mine, other in zip(ours[0].unbind(), true[: len(single)], strict=True):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(ours[1:], true[len(single) :])
+    batches = torch.nested.nested_tensor([torch.randn(b, 5, 6, 4) for b in (1, 3)])
+    plane = natten.NeighborhoodAttention2D(4, 2, 3)
+    assert_items(plane(batches), [plane(b) for b in batches.unbind()])
+    with pytest.raises(NotImplementedError, match="key_padding_mask"):
+        plane(batches, torch.zeros(1, 5, 6, dtype=torch.bool))
 
 
 def test_errors() -> None:
