@@ -430,6 +430,7 @@ static void test_cuda(void)
     subject s;
     natten_plan *plan;
     natten_tuned tuned;
+    unit_test("tiles of CUDA kernels");
     subject_make(&s, "b1h2d16_9x20_w3x5_bf16", NATTEN_FORWARD);
     natten_problem *p = &s.t.problem;
     p->device = NATTEN_CUDA;
@@ -475,10 +476,8 @@ int main(int argc, char **argv)
     const int all = argc < 2, cuda = !all && !strcmp(argv[1], "cuda");
     char command[64];
     CHECK(mkdtemp(folder) && setenv("NATTEN_CACHE_DIR", folder, 1) == 0);
-    if (cuda) {
-        unit_test("tiles of CUDA kernels");
+    if (cuda)
         test_cuda();
-    }
     if (all) {
         unit_test("every choice is right");
         test_choices();
