@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The exceptions of this package."""
+"""The exceptions of this package, and its warnings."""
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class NattenError(ValueError, RuntimeError):
@@ -27,3 +30,20 @@ def from_status(status: int, text: str) -> Exception:
     if status == 3:
         return NattenMemoryError(text)
     return NattenError(text)
+
+
+def warn_of_old(text: str) -> None:
+    """A DeprecationWarning in the name of whoever called this package: nobody in between counts,
+    neither natten, which loads its modules when they are first asked for, nor importlib."""
+    frame = sys._getframe(1)
+    between = ("natten", "importlib", "_frozen_importlib")
+    while frame.f_back and str(frame.f_globals.get("__name__")).split(".")[0] in between:
+        frame = frame.f_back
+    warnings.warn_explicit(
+        text,
+        DeprecationWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -40,7 +39,8 @@ _TENSORS = {
 def _check_knobs(function: str, rank: int, knobs: dict[str, Any], is_causal: Any) -> Any:
     """Checks the hints, and reads the guide's spelling of is_causal."""
     if "is_casual" in knobs:
-        warnings.warn("is_casual is spelled is_causal.", DeprecationWarning, stacklevel=5)
+        if not torch.compiler.is_compiling():
+            _errors.warn_of_old("is_casual is spelled is_causal.")
         is_causal = knobs.pop("is_casual")
     check_knobs(function, rank, knobs)
     return is_causal

@@ -17,7 +17,10 @@ def get_device_cc(device_index: Device = None) -> int:
         return 0
     index = device_index
     if isinstance(index, (str, torch.device)):
-        index = torch.device(index).index
+        device = torch.device(index)
+        if device.type != "cuda":
+            return 0
+        index = device.index
     index = torch.cuda.current_device() if index is None else index
     return int(_lib.library.natten_cuda_capability(index))
 

@@ -4,7 +4,6 @@ what is called so now, and does the same."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import context, functional
-from ._errors import NattenError
+from ._errors import NattenError, warn_of_old
 from ._window import Bools, Ints
 from .utils.checks import check_all_args
 
@@ -20,7 +19,6 @@ Optional = Tensor | None
 
 _QK = {1: functional.na1d_qk, 2: functional.na2d_qk, 3: functional.na3d_qk}
 _AV = {1: functional.na1d_av, 2: functional.na2d_av, 3: functional.na3d_av}
-_BETWEEN = ("importlib", "_frozen_importlib", "natten")
 _FUSED = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
 
 
@@ -32,19 +30,8 @@ def deprecated(old: str, new: str, depth: int = 3) -> None:
 
 
 def deprecated_module(old: str, new: str) -> None:
-    """The same while a module is imported, in the name of whoever imports it: nobody in between
-    counts, neither importlib nor natten, which loads its modules when they are first asked for."""
-    frame = sys._getframe(2)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
-        frame = frame.f_back
-    warnings.warn_explicit(
-        f"{old} is a name of older versions: use {new}.",
-        DeprecationWarning,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        frame.f_globals.get("__name__"),
-        frame.f_globals.setdefault("__warningregistry__", {}),
-    )
+    """The same while a module is imported."""
+    warn_of_old(f"{old} is a name of older versions: use {new}.")
 
 
 def _check_order(query: Tensor, rpb: Optional) -> None:

@@ -36,7 +36,7 @@ _MOST = 1 << 62
 
 def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """An integer for each axis, from one for all or a sequence of `rank`."""
-    if type(value) is int and -_MOST < value < _MOST:
+    if type(value) is int and abs(value) < _MOST:
         return (value,) * rank
     if isinstance(value, (tuple, list)):
         if len(value) != rank:
@@ -44,7 +44,9 @@ def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
                 f"{name} must be an integer or have {rank} of them, one for each axis, got "
                 f"{len(value)}: {value!r}."
             )
-        return tuple([_int(name, x, rank) for x in value])
+        return tuple(
+            [x if type(x) is int and abs(x) < _MOST else _int(name, x, rank) for x in value]
+        )
     return (_int(name, value, rank),) * rank
 
 
@@ -56,7 +58,7 @@ def _int(name: str, value: Any, rank: int) -> int:
         except TypeError:
             pass
     if type(value) is int:
-        if not -_MOST < value < _MOST:
+        if abs(value) >= _MOST:
             raise NattenError(f"{name} must be less than 2^62, got {value}.")
         return value
     raise NattenTypeError(

@@ -276,6 +276,7 @@ def test_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lib, "library", Library)
     assert natten.has_cuda() and natten.has_half() and natten.has_fna()
     assert natten.has_half(0) and natten.has_half(torch.device("cuda", 0))
+    assert natten.has_half("cuda:1") and not natten.has_half("cpu")
     assert natten.has_bfloat() and natten.has_bfloat(1) and not natten.has_bfloat(0)
     for name in HAS:
         assert not getattr(natten, name)(2)

@@ -363,6 +363,7 @@ def test_misspelt() -> None:
         lambda: na1d_qk(q, k, kernel_size=3, is_casual=True),
         lambda: na1d_av(na1d_qk(q, k, 3), v, kernel_size=3, is_casual=True),
         lambda: na1d(*(t.movedim(1, -2) for t in (q, k, v)), kernel_size=3, is_casual=(True,)),
+        lambda: functional.neighborhood_attention_generic(q, k, v, 3, is_casual=True),
     ):
         with pytest.warns(DeprecationWarning, match="is_causal") as caught:
             ours = call()
