@@ -377,3 +377,41 @@ def test_null_key() -> None:
     out, lse = natten.na2d(q, k, v, 17, return_lse=True)
     null = torch.einsum("bxyhd,bnhd->bxyh", q, null_k) * 8**-0.5
     torch.testing.assert_close(ours, out * (lse - null).sigmoid().unsqueeze(-1))
+
+
+GUIDE: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((30,), {"kernel_size": 7, "dilation": 4, "is_casual": True}),
+    ((28, 29), {"kernel_size": 7, "dilation": 4, "is_casual": False}),
+    ((9, 10), {"kernel_size": (7, 3), "dilation": (1, 3), "is_casual": (True, False)}),
+    (
+        (8, 5, 6),
+        {"kernel_size": (7, 3, 5), "dilation": (1, 1, 1), "is_casual": (True, False, False)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("extents", "window"), GUIDE)
+def test_the_guide_of_017(extents: tuple[int, ...], window: dict[str, Any]) -> None:
+    """As its examples spell the calls, unfused and fused, and its three ways to scale."""
+    rank, channels = len(extents), 8
+    fused, qk, av = (getattr(natten.functional, f"na{rank}d{x}") for x in ("", "_qk", "_av"))
+    q, k, v = heads_first(*extents)
+
+    def each(value: Any) -> Any:
+        return value if isinstance(value, tuple) else (value,) * rank
+
+    parts = (extents, *(each(value) for value in window.values()))
+    a = [dense.Axis(n, size, 1, step, causal) for n, size, step, causal in zip(*parts, strict=True)]
+    attn = qk(q, k, **window)
+    close(attn, exact_scores(q, k, a))
+    attn = (attn * channels**-0.5).softmax(dim=-1)
+    unfused = av(attn, v, **window)
+    last = [t.movedim(1, -2) for t in (q, k, v)]
+    out = fused(*last, **window)
+    exact, _ = dense.attention(*(t.double() for t in last), a, channels**-0.5)
+    close(out, exact)
+    close(unfused.movedim(1, -2), exact)
+    q, k, v = last
+    close(fused(q * channels**-0.5, k, v, **window, scale=1.0), exact)
+    root = channels**-0.25
+    close(fused(q * root, k * root, v, **window, scale=1.0), exact)
