@@ -203,6 +203,9 @@ def describe() -> None:
         ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm", "--format=csv,noheader"],
         [sys.executable, "-c", "import torch; print('torch', torch.__version__)"],
     ):
+        if not shutil.which(command[0]):
+            print(f"no {command[0]} here")
+            continue
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         print(done.stdout.strip() or done.stderr.strip()[-200:])
 
