@@ -163,23 +163,38 @@ enum {
 static int fits_registers(const natten_problem *p, const na_sm90_config *c)
 {
     int dim = (int)p->head_dim, value_dim = (int)p->value_dim, visitors = na_sm90_visitors(c);
+    int bias = na_has(p, NATTEN_RPB) ? REGISTERS_BIAS : 0;
     if (c->what == NA_SM90_FORWARD)
-        return value_dim / 2 + visitors / 2 + REGISTERS_ELSE +
-                   (na_has(p, NATTEN_RPB) ? REGISTERS_BIAS : 0) <=
+        return value_dim / 2 + visitors / 2 + REGISTERS_ELSE + bias <=
                (c->groups == 3 ? REGISTERS_3 : REGISTERS_2);
     if (c->what == NA_SM90_D_QUERY)
-        return dim / 2 + visitors + REGISTERS_BACK + 8 <= REGISTERS_2;
+        return dim / 2 + visitors + REGISTERS_BACK + 8 + bias <= REGISTERS_2;
     return (c->gives & 1 ? dim / 2 : 0) + (c->gives & 2 ? value_dim / 2 : 0) + visitors / 4 * 5 +
-               REGISTERS_BACK <=
+               REGISTERS_BACK + bias <=
            REGISTERS_2;
+}
+
+int na_sm90_bias_entries(const natten_problem *p, na_sm90_what what)
+{
+    const double most = 4096;
+    double entries = 1;
+    int room = 256;
+    for (int a = 0; a < 3; a++)
+        entries *= (double)(2 * p->axis[a].window - 1);
+    if (what != NA_SM90_D_QUERY || !na_has(p, NATTEN_D_RPB))
+        return 0;
+    while (room < most && room < entries)
+        room *= 4;
+    return entries <= most ? room : -1;
 }
 
 static int bytes_of(const natten_problem *p, const na_sm90_config *c)
 {
     int dim = (int)p->head_dim, value_dim = (int)p->value_dim;
     int words = (c->sub[0] + c->sub[1] + c->sub[2]) * c->positions;
-    if (na_has(p, NATTEN_RPB) && c->positions)
-        words += 3;
+    if (na_has(p, NATTEN_RPB))
+        words +=
+            NA_SM90_BIAS_WORDS(c->positions, na_sm90_bias_entries(p, c->what), na_sm90_visitors(c));
     if (c->what == NA_SM90_FORWARD)
         return na_sm90_shared_of(c->groups, dim, value_dim, na_sm90_visitors(c), c->stages[0],
                                  c->stages[1], words)
@@ -346,7 +361,7 @@ static int prepare(planner *s, const natten_problem *problem, const na_device *d
     s->useful = 1;
     for (int a = 0; a < 3; a++)
         s->useful *= useful_pairs(&problem->axis[a]);
-    return s->useful > 0 && problem->batch > 0;
+    return s->useful > 0 && problem->batch > 0 && na_sm90_bias_entries(problem, what) >= 0;
 }
 
 /* The fastest that no earlier choice has; best.groups = 0: there is none. */
@@ -356,7 +371,9 @@ static na_sm90_config search(planner *s, int gives)
     const natten_axis *x = s->problem->axis;
     int of_keys = s->what == NA_SM90_D_KEY;
     int deep = (of_keys ? x->key_extent : x->query_extent) > 1;
-    int share = of_keys ? 1 : (int)(s->problem->heads / s->problem->kv_heads);
+    /* Heads packed together would have an entry each of a pair's. */
+    int alone = of_keys || na_sm90_bias_entries(s->problem, s->what);
+    int share = alone ? 1 : (int)(s->problem->heads / s->problem->kv_heads);
     c.raster = deep ? 2 : 1;
     for (c.pack = 1; c.pack <= 16 && share % c.pack == 0; c.pack *= 2)
         for (c.sub[0] = 1; c.sub[0] * c.pack <= (deep ? NA_SM90_ROWS : 1) * c.pack; c.sub[0] *= 2)

@@ -36,6 +36,10 @@ static inline int na_sm90_visitors(const na_sm90_config *config)
     return config->tile[0] * config->tile[1] * config->tile[2];
 }
 
+/* Room for the entries of a bias whose gradient D_QUERY gives as well: all of one head; 0: it does
+ * not, -1: there are too many. */
+int na_sm90_bias_entries(const natten_problem *problem, na_sm90_what what);
+
 /* Boxes of tensor maps step by 8 tokens at most, and reach over 256, which the lines of 64 and more
  * tokens of a 1-D map do with less. An axis of larger dilation is cut into so many sets of tokens,
  * each with the dilation divided by their number (na_sm90_part). */

@@ -20,32 +20,16 @@ typedef struct state {
 /* ----------------------------------------------------------------------------------------------
  * planning */
 
-/* Entries of a bias lie as many elements behind the first as 31 bits count. */
-static int is_far(const natten_problem *p)
-{
-    const natten_layout *bias = &p->layout[NATTEN_RPB];
-    double reach = fabs((double)bias->head) * (double)p->heads;
-    for (int a = 0; a < 3; a++)
-        reach += fabs((double)bias->axis[a]) * (double)(2 * p->axis[a].window);
-    return na_has(p, NATTEN_RPB) && reach > 2e9;
-}
-
 static natten_status check(natten_plan *plan)
 {
     static const natten_role walked[] = {NATTEN_QUERY, NATTEN_KEY, NATTEN_VALUE,
                                          NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE};
     natten_status status = na_sm90_check_sizes(plan);
-    if (status == NATTEN_OK && is_far(&plan->problem))
+    if (status == NATTEN_OK && na_sm90_bias_is_far(&plan->problem))
         return na_refuse(plan, "entries of the relative position bias are too far apart");
     for (int i = 0; status == NATTEN_OK && i < (plan->problem.additional_tokens ? 5 : 3); i++)
         status = na_sm90_check_layout(plan, walked[i], 1);
     return status == NATTEN_OK ? na_sm90_check_layout(plan, NATTEN_OUT, 0) : status;
-}
-
-/* Whether scores are scaled before they are compared with each other. */
-static int is_scaled(const natten_problem *p)
-{
-    return na_has(p, NATTEN_RPB) || !((float)p->scale > 0);
 }
 
 void na_sm90_special(const natten_problem *p, const na_sm90_config *c, na_special *special)
@@ -56,7 +40,7 @@ void na_sm90_special(const natten_problem *p, const na_sm90_config *c, na_specia
     na_special_set(special, "NA_KEY_STAGES", c->stages[0]);
     na_special_set(special, "NA_VALUE_STAGES", c->stages[1]);
     na_special_set(special, "NA_EXTRA", p->additional_tokens > 0);
-    na_special_set(special, "NA_SCALED", is_scaled(p));
+    na_special_set(special, "NA_SCALED", na_sm90_is_scaled(p));
     na_special_set(special, "NA_BIAS", na_has(p, NATTEN_RPB));
 }
 
@@ -64,10 +48,8 @@ int na_sm90_arguments(const natten_problem *p, const na_sm90_config *c, na_sm90_
 {
     arguments->scale_log2 = (float)(p->scale * 1.4426950408889634);
     /* Weights may reach 2^8 before references follow: far from where half precision ends. */
-    arguments->slack = is_scaled(p) ? 8 : fminf(8 / arguments->scale_log2, 1e20f);
-    arguments->bias.head = (int)p->layout[NATTEN_RPB].head;
-    for (int a = 0; a < 3; a++)
-        arguments->bias.step[a] = (int)p->layout[NATTEN_RPB].axis[a];
+    arguments->slack = na_sm90_is_scaled(p) ? 8 : fminf(8 / arguments->scale_log2, 1e20f);
+    na_sm90_bias_of(p, &arguments->bias);
     arguments->out_layout = p->layout[NATTEN_OUT];
     arguments->lse_layout = p->layout[NATTEN_LSE];
     return na_sm90_walk_of(p, c, na_sm90_is_flat(p), &arguments->walk);
@@ -88,7 +70,7 @@ static const char *unproved(const natten_problem *p, const na_sm90_config *confi
 {
     if (na_has(p, NATTEN_RPB))
         return "a relative position bias";
-    if (is_scaled(p))
+    if (na_sm90_is_scaled(p))
         return "a scale that is not positive";
     /* Once wrong on an H100, in a form that is no more, for a reason not found. */
     if (p->additional_tokens && !config->positions)

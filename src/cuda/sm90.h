@@ -25,7 +25,7 @@ int na_sm90_arguments(const natten_problem *problem, const na_sm90_config *confi
                       na_sm90_forward *arguments);
 
 /* The specialisations of a backward, most that there are; returns how many (0: no tiles fit). */
-enum { NA_SM90_BACKWARD_TEXTS = 6 };
+enum { NA_SM90_BACKWARD_TEXTS = 7 };
 int na_sm90_backward_specials(const natten_problem *problem, const na_device *device,
                               na_special specials[NA_SM90_BACKWARD_TEXTS]);
 
@@ -39,6 +39,12 @@ natten_status na_sm90_device_of(natten_plan *plan, const na_device **device);
  * else by rows. */
 natten_status na_sm90_check_sizes(natten_plan *plan);
 natten_status na_sm90_check_layout(natten_plan *plan, natten_role role, int is_walked);
+
+/* Whether entries of a position bias lie further behind the first than 31 bits count; whether
+ * scores are scaled before they are compared with each other; the bias, but for its address. */
+int na_sm90_bias_is_far(const natten_problem *problem);
+int na_sm90_is_scaled(const natten_problem *problem);
+void na_sm90_bias_of(const natten_problem *problem, na_sm90_bias *bias);
 
 /* Whether the plan's kernel was asked for by its whole name: what host words and the compiler vouch
  * for, but no GPU has run yet, is done only then. */

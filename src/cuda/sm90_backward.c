@@ -10,7 +10,11 @@
 #include "cuda/reference.h"
 #include "cuda/sm90.h"
 
-enum { MOST_PASSES = 5, MOST_DELTA_BLOCKS = 16 /* of a multiprocessor */ };
+enum {
+    MOST_PASSES = 5,
+    MOST_DELTA_BLOCKS = 16, /* of a multiprocessor */
+    MOST_VISITS = 255       /* what a note has room for */
+};
 
 /* A launch of the text, for each batch of a 3-D map (a tensor map has five axes). */
 typedef struct pass {
@@ -25,7 +29,9 @@ typedef struct state {
     int count, batches;
     na_launch delta;
     na_sm90_delta delta_arguments; /* but for addresses */
-    size_t pair_bytes;             /* of the workspace; counters follow */
+    na_launch bias;
+    na_sm90_bias_end bias_arguments; /* but for addresses */
+    size_t pair_bytes, bias_bytes;   /* of the workspace; counters follow */
 } state;
 
 /* ----------------------------------------------------------------------------------------------
@@ -47,10 +53,13 @@ static natten_status check(natten_plan *plan)
     for (int i = 0; status == NATTEN_OK && i < 6; i++)
         if (na_has(p, rows[i]))
             status = na_sm90_check_layout(plan, rows[i], 0);
-    if (status == NATTEN_OK && na_has(p, NATTEN_RPB))
-        return na_refuse(plan, "no relative position bias");
-    if (status == NATTEN_OK && !(p->scale > 0))
-        return na_refuse(plan, "only positive scales, not %g", p->scale);
+    if (status == NATTEN_OK && na_sm90_bias_is_far(p))
+        return na_refuse(plan, "entries of the relative position bias are too far apart");
+    if (status == NATTEN_OK && na_has(p, NATTEN_RPB) && p->heads / p->kv_heads > MOST_VISITS)
+        return na_refuse(plan, "a relative position bias, and more than %d heads share keys",
+                         MOST_VISITS);
+    if (status == NATTEN_OK && na_sm90_bias_entries(p, NA_SM90_D_QUERY) < 0)
+        return na_refuse(plan, "a gradient of too many entries of a relative position bias");
     if (status == NATTEN_OK && na_sm90_parts(p) > 1)
         return na_refuse(plan, "dilations so large that the map would have to be cut in parts");
     double queries = (double)p->batch * (double)p->heads;
@@ -71,6 +80,15 @@ static void special_of(const natten_problem *p, const pass *pass, na_special *sp
     na_special_set(special, "NA_STAGES", c->stages[0]);
     na_special_set(special, "NA_EXTRA", c->what == NA_SM90_D_QUERY && p->additional_tokens > 0);
     na_special_set(special, "NA_MASKS", !pass->of_extra);
+    na_special_set(special, "NA_SCALED", na_sm90_is_scaled(p));
+    na_special_set(special, "NA_BIAS", na_has(p, NATTEN_RPB) && !pass->of_extra);
+    na_special_set(special, "NA_BIAS_ENTRIES", na_sm90_bias_entries(p, c->what));
+}
+
+static void special_of_bias(const natten_problem *p, na_special *special)
+{
+    na_special_init(special, "sm90_bias.cu", "sm_90a");
+    na_special_set(special, "NA_DTYPE", p->dtype);
 }
 
 static void special_of_delta(const natten_problem *p, na_special *special)
@@ -112,7 +130,8 @@ static int find_passes(const natten_problem *p, const na_device *device, state *
     int key = na_has(p, NATTEN_D_KEY), value = na_has(p, NATTEN_D_VALUE);
     int extra_key = na_has(p, NATTEN_D_ADDITIONAL_KEY);
     int extra_value = na_has(p, NATTEN_D_ADDITIONAL_VALUE);
-    if (na_has(p, NATTEN_D_QUERY) && !add_pass(p, device, NA_SM90_D_QUERY, 1, 0, s))
+    int query = na_has(p, NATTEN_D_QUERY) || na_has(p, NATTEN_D_RPB);
+    if (query && !add_pass(p, device, NA_SM90_D_QUERY, 1, 0, s))
         return 0;
     if (key + value && !add_pass(p, device, NA_SM90_D_KEY, key + 2 * value, 0, s))
         return 0;
@@ -155,6 +174,9 @@ static int fill_arguments(const natten_problem *p, pass *pass)
         arguments->extent[a] = (int)p->axis[a].query_extent;
     arguments->layout[0] = p->layout[of_keys ? NATTEN_D_KEY : NATTEN_D_QUERY];
     arguments->layout[1] = p->layout[NATTEN_D_VALUE];
+    na_sm90_bias_of(p, &arguments->bias);
+    for (int a = 0; a < 3; a++)
+        arguments->bias_sums.extent[a] = (int)(2 * p->axis[a].window - 1);
     if (pass->of_extra) {
         arguments->layout[0] = in_line(p->layout[NATTEN_D_ADDITIONAL_KEY]);
         arguments->layout[1] = in_line(p->layout[NATTEN_D_ADDITIONAL_VALUE]);
@@ -198,6 +220,36 @@ static natten_status load_delta(natten_plan *plan, const na_device *device, stat
     return na_sm90_load(plan, device, &special, "na_sm90_delta_kernel", &s->delta);
 }
 
+/* What adds up the gradient of the bias, after the pass that gives d_query, which is the first. */
+static natten_status load_bias(natten_plan *plan, const na_device *device, state *s)
+{
+    const natten_problem *p = &plan->problem;
+    const pass *pass = &s->passes[0];
+    const na_sm90_walk *walk = &pass->arguments.walk;
+    na_sm90_bias_end *arguments = &s->bias_arguments;
+    na_special special;
+    special_of_bias(p, &special);
+    arguments->entries = 1;
+    arguments->head = p->layout[NATTEN_D_RPB].head;
+    for (int a = 0; a < 3; a++) {
+        arguments->step[a] = p->layout[NATTEN_D_RPB].axis[a];
+        arguments->extent[a] = pass->arguments.bias_sums.extent[a];
+        arguments->entries *= arguments->extent[a];
+    }
+    int64_t rows = p->heads * (walk->flat ? p->batch : 1);
+    arguments->heads = (int)p->heads;
+    arguments->batches = (int)p->batch;
+    arguments->parts_of_head = (int)(walk->items / rows) * pass->config.groups;
+    s->bias_bytes = (size_t)(p->batch * p->heads) * (size_t)arguments->parts_of_head *
+                    (size_t)arguments->entries * sizeof(float);
+    int64_t blocks = (p->heads * arguments->entries + NA_SM90_BIAS_BLOCK - 1) / NA_SM90_BIAS_BLOCK;
+    int64_t most = (int64_t)device->multiprocessors * MOST_DELTA_BLOCKS;
+    s->bias.blocks = blocks < most ? blocks : most;
+    s->bias.threads = NA_SM90_WARPGROUP;
+    s->bias.shared_bytes = NA_SM90_WARPGROUP * (int)sizeof(float);
+    return na_sm90_load(plan, device, &special, "na_sm90_bias_kernel", &s->bias);
+}
+
 static natten_status run_backward(const natten_plan *plan, const natten_run *run);
 
 static natten_status prepare(natten_plan *plan, const na_device *device, state *s)
@@ -210,6 +262,8 @@ static natten_status prepare(natten_plan *plan, const na_device *device, state *
             return na_refuse(plan, "too many tiles");
     for (int i = 0; status == NATTEN_OK && i < s->count; i++)
         status = load_pass(plan, device, &s->passes[i]);
+    if (status == NATTEN_OK && na_has(&plan->problem, NATTEN_D_RPB))
+        status = load_bias(plan, device, s);
     return status == NATTEN_OK ? load_delta(plan, device, s) : status;
 }
 
@@ -232,7 +286,8 @@ natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
         return status;
     }
     s->batches = na_sm90_is_flat(&plan->problem) ? 1 : (int)plan->problem.batch;
-    plan->workspace = s->pair_bytes + (size_t)s->count * (size_t)s->batches * sizeof(int);
+    plan->workspace =
+        s->pair_bytes + s->bias_bytes + (size_t)s->count * (size_t)s->batches * sizeof(int);
     plan->state = s;
     plan->run = run_backward;
     return NATTEN_OK;
@@ -247,6 +302,8 @@ int na_sm90_backward_specials(const natten_problem *p, const na_device *device,
     for (int i = 0; i < s.count; i++)
         special_of(p, &s.passes[i], &specials[i]);
     special_of_delta(p, &specials[s.count]);
+    if (na_has(p, NATTEN_D_RPB))
+        special_of_bias(p, &specials[++s.count]);
     return s.count + 1;
 }
 
@@ -282,6 +339,20 @@ static natten_status map_residents(const natten_plan *plan, const pass *pass, ch
     return status;
 }
 
+static float *bias_parts(const state *s, const natten_run *run)
+{
+    return (float *)((char *)run->workspace + s->pair_bytes);
+}
+
+static natten_status run_bias(const natten_plan *plan, const natten_run *run)
+{
+    const state *s = plan->state;
+    na_sm90_bias_end arguments = s->bias_arguments;
+    arguments.parts = bias_parts(s, run);
+    arguments.d_bias = run->data[NATTEN_D_RPB];
+    return na_launch_run(&s->bias, run->stream, &arguments);
+}
+
 static natten_status run_pass(const natten_plan *plan, const natten_run *run, const pass *pass,
                               int batch, int *counter)
 {
@@ -299,6 +370,9 @@ static natten_status run_pass(const natten_plan *plan, const natten_run *run, co
     }
     arguments.pair = pairs;
     arguments.walk.counter = counter;
+    arguments.bias.entries = run->data[NATTEN_RPB];
+    arguments.bias_sums.parts =
+        bias_parts(s, run) + (int64_t)(s->bias_bytes / sizeof(float)) / s->batches * batch;
     arguments.out[0] = data[pass->of_extra                       ? NATTEN_D_ADDITIONAL_KEY
                             : pass->config.what == NA_SM90_D_KEY ? NATTEN_D_KEY
                                                                  : NATTEN_D_QUERY];
@@ -326,17 +400,19 @@ static natten_status run_all(const natten_plan *plan, const natten_run *run)
     const char *why;
     const na_driver *cuda = na_driver_find(&why);
     const state *s = plan->state;
-    int *counter = (int *)((char *)run->workspace + s->pair_bytes);
-    size_t counters = (size_t)s->count * (size_t)s->batches;
-    natten_status status = na_driver_check(
-        cuda->cuMemsetD32Async((uint64_t)(uintptr_t)counter, 0, counters, run->stream),
-        "cuMemsetD32Async");
+    /* Items in which there is nothing leave their parts of the bias' gradient as they are. */
+    float *parts = bias_parts(s, run);
+    int *counter = (int *)((char *)parts + s->bias_bytes);
+    size_t words = (plan->workspace - s->pair_bytes) / sizeof(int);
+    natten_status status =
+        na_driver_check(cuda->cuMemsetD32Async((uint64_t)(uintptr_t)parts, 0, words, run->stream),
+                        "cuMemsetD32Async");
     if (status == NATTEN_OK)
         status = run_delta(plan, run);
     for (int i = 0; i < s->count; i++)
         for (int batch = 0; status == NATTEN_OK && batch < s->batches; batch++)
             status = run_pass(plan, run, &s->passes[i], batch, counter++);
-    return status;
+    return status == NATTEN_OK && s->bias.function ? run_bias(plan, run) : status;
 }
 
 static natten_status run_backward(const natten_plan *plan, const natten_run *run)

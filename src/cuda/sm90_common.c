@@ -63,6 +63,27 @@ natten_status na_sm90_check_sizes(natten_plan *plan)
     return NATTEN_OK;
 }
 
+int na_sm90_bias_is_far(const natten_problem *p)
+{
+    const natten_layout *bias = &p->layout[NATTEN_RPB];
+    double reach = fabs((double)bias->head) * (double)p->heads;
+    for (int a = 0; a < 3; a++)
+        reach += fabs((double)bias->axis[a]) * (double)(2 * p->axis[a].window);
+    return na_has(p, NATTEN_RPB) && reach > 2e9;
+}
+
+int na_sm90_is_scaled(const natten_problem *p)
+{
+    return na_has(p, NATTEN_RPB) || !((float)p->scale > 0);
+}
+
+void na_sm90_bias_of(const natten_problem *p, na_sm90_bias *bias)
+{
+    *bias = (na_sm90_bias){.head = (int)p->layout[NATTEN_RPB].head};
+    for (int a = 0; a < 3; a++)
+        bias->step[a] = (int)p->layout[NATTEN_RPB].axis[a];
+}
+
 int na_sm90_is_asked_for(const natten_plan *plan)
 {
     return plan->asked && !strcmp(plan->asked, plan->kernel->name);
@@ -285,7 +306,7 @@ int na_sm90_is_aligned(const natten_problem *p, const natten_run *run)
 {
     for (int role = 0; role < NATTEN_ROLES; role++)
         if (na_has(p, role) && role != NATTEN_LSE && role != NATTEN_D_LSE && role != NATTEN_RPB &&
-            (uintptr_t)run->data[role] % 16)
+            role != NATTEN_D_RPB && (uintptr_t)run->data[role] % 16)
             return 0;
     return 1;
 }

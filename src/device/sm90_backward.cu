@@ -17,13 +17,13 @@
  * Parameters: NA_DTYPE, NA_DIM, NA_VALUE_DIM, NA_SUB_0..2, NA_PACK (1 for keys), NA_GROUPS,
  * NA_STACK, NA_TILE_0..2, NA_VISITORS their product, NA_POSITIONS, NA_EXTRA: as in sm90_forward.cu;
  * NA_SIDE; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2; NA_MASKS, 0
- * where every visitor meets every resident. */
+ * where every visitor meets every resident; NA_SCALED, NA_BIAS: as there; NA_BIAS_ENTRIES: where
+ * d_query is given the gradient of the bias is as well, if it has no more entries; 0: it is not. */
 #include "device/sm90_backward.h"
 #include "device/words/hopper.h"
 
 #define NA_ARGUMENTS na_sm90_backward
 #define NA_HALF_VISITORS 0
-#define NA_BIAS 0
 
 #define NA_PRODUCT scores
 #define NA_PRODUCT_N NA_VISITORS
@@ -59,7 +59,7 @@ enum {
 NA_WORD na_sm90_back_shared places(void)
 {
     return na_sm90_back_shared_of(NA_SIDE, NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS, NA_STAGES,
-                                  TABLE_WORDS);
+                                  TABLE_WORDS + BIAS_WORDS);
 }
 
 NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
@@ -86,6 +86,12 @@ NA_WORD uint32_t visitor_at(int stage, int which)
 #include "device/sm90_tour.h"
 #define NA_COLUMNS NA_VISITORS
 #include "device/sm90_mask_tmpl.h"
+#if NA_BIAS
+#include "device/sm90_bias_tmpl.h"
+#endif
+#if NA_BIAS_ENTRIES
+#include "device/sm90_bias_sums.h"
+#endif
 
 /* ----------------------------------------------------------------------------------------------
  * the warpgroups that compute */
@@ -148,6 +154,11 @@ NA_WORD void add_value_sums(consumer *s, uint32_t *weights)
 NA_WORD void mask(const na_sm90_backward *p, const consumer *s, float *scores, const int *note,
                   int kind)
 {
+#if NA_SCALED
+#pragma unroll
+    for (int i = 0; i < SCORES; i++)
+        scores[i] *= p->scale_log2;
+#endif
     if (NA_EXTRA && kind & EXTRA) {
         int count = note[2];
 #pragma unroll
@@ -157,6 +168,13 @@ NA_WORD void mask(const na_sm90_backward *p, const consumer *s, float *scores, c
         int at[3] = {note[0], note[1], note[2]};
         NA_JOIN(mask_, NA_VISITORS)(&p->walk, &s->seat, scores, at, 0);
     }
+#if NA_BIAS
+    if (!(kind & EXTRA)) {
+        int at[3] = {note[0], note[1], note[2]}, head = s->seat.item->head;
+        head = NA_SIDE ? head * p->walk.share + (kind >> VISIT) : head * NA_PACK;
+        NA_JOIN(add_bias_, NA_VISITORS)(&p->walk, &p->bias, &s->seat, scores, head, at, 0);
+    }
+#endif
 }
 
 /* The pair of the two columns of 8 that this thread has: lse, then delta. */
@@ -177,8 +195,8 @@ NA_WORD void weigh(const na_sm90_backward *p, const consumer *s, float *scores)
             na_load_8_bytes(pair_of(s, n), lse);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            scores[4 * n + i] = na_exp2(
-                na_fma(scores[4 * n + i], p->scale_log2, NA_SIDE ? -lse[i & 1] : -s->lse[i >> 1]));
+            scores[4 * n + i] = na_exp2(na_fma(scores[4 * n + i], NA_SCALED ? 1 : p->scale_log2,
+                                               NA_SIDE ? -lse[i & 1] : -s->lse[i >> 1]));
     }
 }
 
@@ -195,6 +213,11 @@ NA_WORD void differentiate(const consumer *s, const float *weights, const float 
         for (int i = 0; i < 4; i++)
             d[i] = weights[4 * n + i] *
                    (d_weights[4 * n + i] - (NA_SIDE ? delta[i & 1] : s->delta[i >> 1]));
+#if NA_BIAS_ENTRIES
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            *staged(&s->seat, s->seat.row + i / 2 * 8, 8 * n + s->seat.column + i % 2) = d[i];
+#endif
         packed[2 * n] = na_pack(d[0], d[1]);
         packed[2 * n + 1] = na_pack(d[2], d[3]);
     }
@@ -210,6 +233,9 @@ NA_WORD void step(const na_sm90_backward *p, consumer *s, const int *note, int k
 {
     float scores[SCORES], d_weights[SCORES];
     uint32_t weights[WEIGHTS], packed[WEIGHTS];
+#if NA_BIAS_ENTRIES
+    int at[3] = {note[0], note[1], note[2]};
+#endif
     multiply(s, scores, 0, NA_DIM);
     na_gate_wait(gate(s->base, SECOND_FULL + s->stage.stage), s->stage.phase);
     if (GIVES_SUMS) {
@@ -242,6 +268,10 @@ NA_WORD void step(const na_sm90_backward *p, consumer *s, const int *note, int k
     if (GIVES_SUMS)
         hold(s->sums, NA_DIM / 2);
     give_stage(s);
+#if NA_BIAS_ENTRIES
+    if (!(kind & EXTRA))
+        add_bias_sums(p, &s->seat, at);
+#endif
 }
 
 /* The rows' own numbers, where they are queries. */
@@ -264,6 +294,9 @@ NA_WORD void load_pairs(const na_sm90_backward *p, consumer *s)
 NA_WORD void begin_item(const na_sm90_backward *p, consumer *s)
 {
     take_item(&p->walk, &s->seat, note_of(s->stage.stage));
+#if NA_BIAS_ENTRIES
+    clear_bias_sums(&s->seat);
+#endif
     if (NA_SIDE == 0)
         load_pairs(p, s);
 #pragma unroll
@@ -283,7 +316,7 @@ NA_WORD void finish_item(const na_sm90_backward *p, consumer *s)
     for (int r = 0; r < 2; r++) {
         int row = s->seat.row + 8 * r, head = t->head * NA_PACK + row % NA_PACK, token[3];
         int there = find_row(&p->walk, &s->seat, row, token);
-        if (GIVES_SUMS)
+        if (GIVES_SUMS && (!NA_BIAS_ENTRIES || p->out[0]))
             store_row(&s->seat, s->sums, NA_DIM, r, p->scale,
                       (uint16_t *)p->out[0] + offset_of(&p->layout[0], t->batch, token, head),
                       there);
@@ -321,6 +354,9 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
         } while (!(kind & LAST));
         na_gate_arrive_if(gate(base, RESIDENT_EMPTY + group), !s.seat.lane);
         finish_item(p, &s);
+#if NA_BIAS_ENTRIES
+        store_bias_sums(p, &s.seat);
+#endif
     }
 }
 

@@ -31,7 +31,22 @@ typedef struct na_sm90_backward {
     natten_layout layout[2];
     int extent[3]; /* of queries */
     float scale, scale_log2;
+    na_sm90_bias bias;
+    struct { /* of its gradient: what each warpgroup of each item has of it */
+        float *parts;
+        int extent[3]; /* entries along each axis */
+    } bias_sums;
 } na_sm90_backward;
+
+enum { NA_SM90_BIAS_BLOCK = 32 /* entries that a block adds up at a time */ };
+
+typedef struct na_sm90_bias_end {
+    const float *parts; /* [batch, head, part, entry] */
+    uint16_t *d_bias;
+    int64_t head, step[3]; /* how far apart entries are */
+    int extent[3], entries;
+    int batches, heads, parts_of_head;
+} na_sm90_bias_end;
 
 /* Offsets in bytes. */
 typedef struct na_sm90_back_shared {

@@ -14,6 +14,12 @@ NA_WORD int step_of(const na_sm90_bias *bias, int axis)
     return NA_SIDE ? -bias->step[axis] : bias->step[axis];
 }
 
+/* The place of a tile's first visitor along an axis. */
+NA_WORD int first_visitor(const seat *s, int axis, const int *at)
+{
+    return NA_POSITIONS ? (int)s->table[TABLE_WORDS + axis] + at[axis] * tile(axis) : at[axis];
+}
+
 /* Where the entry of a row's resident and the tile's first visitor lies. Residents past the end
  * are taken for the last one, whose visitors the tile has. */
 NA_WORD int first_entry(const na_sm90_walk *p, const na_sm90_bias *bias, const seat *s, int row,
@@ -24,9 +30,8 @@ NA_WORD int first_entry(const na_sm90_walk *p, const na_sm90_bias *bias, const s
 #pragma unroll
     for (int a = 0; a < 3; a++) {
         int resident = t->first[a] + offset(a, s->group) + place_of(row, a);
-        int visitor = NA_POSITIONS ? (int)s->table[TABLE_WORDS + a] + at[a] * tile(a) : at[a];
         sum += (p->axis[a].rule.window - 1) * bias->step[a] +
-               (visitor - na_min(resident, t->end[a] - 1)) * step_of(bias, a);
+               (first_visitor(s, a, at) - na_min(resident, t->end[a] - 1)) * step_of(bias, a);
     }
     return sum;
 }

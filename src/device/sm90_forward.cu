@@ -25,6 +25,7 @@
 #include "device/words/wgmma_tmpl.h"
 
 #define NA_SIDE 0
+#define NA_BIAS_ENTRIES 0
 #define NA_ARGUMENTS na_sm90_forward
 #include "device/sm90_items.h"
 

@@ -3,12 +3,13 @@
  * notes about tiles, how far residents see.
  *
  * Parameters: NA_SIDE, 0 where residents are queries, 1 where they are keys; NA_SUB_0..2, NA_PACK,
- * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS, NA_BIAS (sm90_forward.cu has them). */
+ * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS, NA_BIAS (sm90_forward.cu has them);
+ * NA_BIAS_ENTRIES (sm90_backward.cu). */
 enum {
     SUB_TOKENS = NA_SM90_ROWS / NA_PACK,
     TABLE_ROWS = NA_SUB_0 + NA_SUB_1 + NA_SUB_2,
     TABLE_WORDS = TABLE_ROWS * NA_POSITIONS,
-    BIAS_WORDS = NA_BIAS && NA_POSITIONS ? 3 : 0, /* behind the table: where tiles begin */
+    BIAS_WORDS = NA_BIAS ? NA_SM90_BIAS_WORDS(NA_POSITIONS, NA_BIAS_ENTRIES, NA_VISITORS) : 0,
     /* Only axes along which residents or visitors differ have to be looked at. */
     MASKS_0 = NA_SUB_0 > 1 || NA_TILE_0 > 1,
     MASKS_1 = NA_SUB_1 > 1 || NA_TILE_1 > 1,
@@ -30,7 +31,8 @@ enum {
     LOWER_ONLY = 1 << 20,
     LAST = 1 << 8,  /* of its item */
     EXTRA = 1 << 9, /* additional tokens */
-    END = 1 << 10   /* no tile: there is no more work */
+    END = 1 << 10,  /* no tile: there is no more work */
+    VISIT = 23      /* from this bit on, with a bias: which head of queries visits */
 };
 
 /* A note: three words that say where the tile lies, its kind, and with the first tile of an item
@@ -55,7 +57,7 @@ NA_WORD void next(ring *ring, int stages)
 
 typedef struct work_item {
     int first[3], end[3], residue[3]; /* residents of the tile; the group's end; the group */
-    int head, batch, unused;
+    int head, batch, number;          /* number: only where there is a bias */
 } work_item;
 
 /* Residents of a block's tile along an axis. */
@@ -67,7 +69,7 @@ NA_WORD int offset(int axis, int group) { return axis == NA_STACK ? group * sub(
  * axis 2, the rest of axis 1: neighbors share visitors in the L2 cache. */
 NA_WORD int find_item(const na_sm90_walk *p, int w, work_item *t)
 {
-    int count[3], x[3], there = 1;
+    int count[3], x[3], there = 1, number = w;
     for (int a = 0; a < 3; a++)
         count[a] = p->axis[a].tiles * p->axis[a].rule.dilation;
     int blocks = (count[1] + p->raster - 1) / p->raster;
@@ -81,7 +83,7 @@ NA_WORD int find_item(const na_sm90_walk *p, int w, work_item *t)
     w /= blocks;
     t->head = w % p->heads;
     t->batch = w / p->heads;
-    t->unused = 0;
+    t->number = NA_BIAS ? number : 0;
 #pragma unroll
     for (int a = 0; a < 3; a++) {
         const na_sm90_axis *axis = &p->axis[a];

@@ -56,6 +56,8 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
 #pragma unroll
     for (int i = 0; i < NOTE_ITEM; i++)
         to[i] = note[i];
+    if (NA_BIAS && NA_SIDE)
+        to[NOTE_KIND] |= s->visit << VISIT;
     if (is_first)
         *(work_item *)(to + NOTE_ITEM) = s->item;
     if ((note[NOTE_KIND] & nobody) == nobody) {

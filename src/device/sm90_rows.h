@@ -68,7 +68,7 @@ NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t
         int resident = t->first[a] + offset(a, s->group) + place;
         s->table[e] = table_word(p, t, a, resident, position);
     }
-    if (BIAS_WORDS && thread < 3)
+    if (NA_BIAS && NA_POSITIONS && thread < 3)
         s->table[TABLE_WORDS + thread] =
             (uint32_t)visitors_at(&p->axis[thread], t->residue[thread], t->first[thread]).first;
 }
