@@ -132,6 +132,12 @@ class _NeighborhoodAttention(nn.Module):
             )
         return (self.num_heads, *(2 * size - 1 for size in self.kernel_size))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Modules that were pickled whole by 0.17 know of no stride and no padding."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("stride", (1,) * self.rank)
+        self.__dict__.setdefault("pad_small_inputs", False)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         name = f"{prefix}rpb"
         if self.rpb is None and name in state_dict:

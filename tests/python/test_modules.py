@@ -85,6 +85,21 @@ def test_state() -> None:
     assert torch.equal(fresh(x), module(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("fused", (False, True))
+def test_whole_modules_of_017(fused: bool) -> None:
+    """Pickled: without what is new, and under the path of their class."""
+    natten.use_fused_na(fused)
+    module = NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True)
+    x = torch.randn(1, 5, 6, 8)
+    true = module(x)
+    del module.stride, module.pad_small_inputs
+    text = pickle.dumps(module, protocol=0)
+    old = text.replace(b"cnatten.modules\n", b"cnatten.natten2d\n")
+    assert old != text
+    assert torch.equal(pickle.loads(old)(x), true)
+
+
 def test_loading_a_bias_into_a_module_without_one() -> None:
     old = NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True).double()
     model = torch.nn.Sequential(NeighborhoodAttention2D(8, 2, 3)).double()
