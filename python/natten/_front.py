@@ -167,12 +167,15 @@ def check_scale(scale: float | None) -> float | None:
     """A number, or None."""
     if scale is None:
         return None
-    if isinstance(scale, (float, int)) and not isinstance(scale, bool):
+    if isinstance(scale, float) or type(scale) is int and abs(scale) < 1 << 64:
         return float(scale)
     if isinstance(scale, (torch.SymFloat, torch.SymInt)):
         return scale
     if isinstance(scale, numbers.Real) and not isinstance(scale, bool):  # NumPy's
-        return float(scale)
+        try:
+            return float(scale)
+        except OverflowError:
+            raise _errors.NattenError(f"scale must be finite, got {scale}.") from None
     raise _errors.NattenTypeError(f"scale must be a number, got {scale!r}.")
 
 

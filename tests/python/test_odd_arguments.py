@@ -58,7 +58,22 @@ TENSORS: list[Callable[[], Any]] = [
     lambda: torch.nested.nested_tensor([torch.randn(n, 2, 4) for n in (5, 6)], layout=torch.jagged),
 ]
 JUNK: list[Any] = [
-    *(None, 0, 1, -1, 3, 5, 10**30, -(10**30), (1 << 62,) * 2, (-1 << 63,) * 2, True, False),
+    *(
+        None,
+        0,
+        1,
+        -1,
+        3,
+        5,
+        10**30,
+        -(10**30),
+        10**400,
+        (1 << 64) + 3,
+        (1 << 62,) * 2,
+        (-1 << 63,) * 2,
+        True,
+        False,
+    ),
     *(1.5, float("nan"), float("inf"), 1j, "3", b"x", fractions.Fraction(1, 2), decimal.Decimal(1)),
     *((), [], (3,), (3, 3), [3, 3], (3, 3, 3), (3.0, 3.0), (True, False), [True], ("a", "b")),
     *((None, None), ((3, 3), (3, 3)), {}, set(), range(3), torch.Size([3, 3]), object(), Odd()),
