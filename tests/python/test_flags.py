@@ -6,10 +6,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +23,13 @@ import torch
 
 import natten
 import natten.functional as F
-from natten import _lib, autotuner
+from natten import _lib, _preferences, autotuner
+from natten.context import AutotunerContext, NattenContext
 from natten.utils import explain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HERE = Path(__file__).resolve().parent
+WAYS = ("forward", "backward")
 UNFUSED = ("qk", "qk_backward", "av", "av_backward")
 
 
@@ -107,6 +115,85 @@ def test_choices_of_the_autotuner(
     assert choice() == wanted != "0"
     natten.disable_autotuner()
     assert choice() == "0"
+
+
+SETTERS: list[Callable[[], Any]] = [
+    natten.enable_fused_na,
+    natten.disable_fused_na,
+    natten.enable_tf32,
+    natten.disable_tf32,
+    natten.disable_gemm_na,
+    natten.enable_gemm_na,
+    natten.use_kv_parallelism_in_fused_na,
+    lambda: natten.set_memory_usage_preference("strict"),
+    natten.set_memory_usage_preference,
+    NattenContext.reset,
+]
+
+
+def at_once(count: int, work: Callable[[random.Random], None]) -> None:
+    """Several threads, each with numbers of its own; what goes wrong in one goes wrong here."""
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, [random.Random(i) for i in range(count)]))
+
+
+def test_threads_leave_the_library_with_the_last_of_their_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = []
+
+    def prefer(value: int) -> None:
+        time.sleep(0.0002)  # long enough for another thread to come between
+        told.append(value)
+
+    monkeypatch.setattr(_lib, "library", SimpleNamespace(natten_torch_prefer=prefer))
+    for _ in range(5):
+        at_once(4, lambda numbers: [numbers.choice(SETTERS)() for _ in range(20)] and None)
+        _preferences.refresh()
+        assert told[-1] == _preferences.current == _preferences._wanted()
+    NattenContext.reset()
+
+
+def test_settings_change_while_others_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call fails, and all results are right."""
+    monkeypatch.setenv("NATTEN_CACHE_DIR", str(tmp_path))
+    quick = {f"{name}_{way}": 1 for name in ("steps", "warmup_steps") for way in WAYS}
+    setters = [
+        *SETTERS,
+        lambda: natten.use_autotuner(True, True, **quick),  # type: ignore[arg-type]
+        natten.disable_autotuner,
+        autotuner.clear,
+        lambda: autotuner.load(autotuner.export()),
+        AutotunerContext.reset,
+    ]
+    module = natten.NeighborhoodAttention2D(8, 2, 3).double()
+    x = torch.randn(1, 6, 7, 8, dtype=torch.float64)
+    true = module(x)
+    true_grads = torch.autograd.grad(true.sum(), list(module.parameters()))
+    over = threading.Event()
+
+    def change(numbers: random.Random) -> None:
+        while not over.is_set():
+            numbers.choice(setters)()
+
+    def compute(numbers: random.Random) -> None:
+        for _ in range(60):
+            out = module(x)
+            torch.testing.assert_close(out, true)
+            grads = torch.autograd.grad(out.sum(), list(module.parameters()))
+            torch.testing.assert_close(grads, true_grads)
+
+    changers = [threading.Thread(target=change, args=(random.Random(i),)) for i in range(2)]
+    for thread in changers:
+        thread.start()
+    try:
+        at_once(2, compute)
+    finally:
+        over.set()
+        for thread in changers:
+            thread.join()
 
 
 def host_device(capability: int, dtype: str, folder: Path) -> Any:
