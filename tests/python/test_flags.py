@@ -147,7 +147,7 @@ def test_threads_leave_the_library_with_the_last_of_their_settings(
         told.append(value)
 
     monkeypatch.setattr(_lib, "library", SimpleNamespace(natten_torch_prefer=prefer))
-    for _ in range(5):
+    for _ in range(40):
         at_once(4, lambda numbers: [numbers.choice(SETTERS)() for _ in range(20)] and None)
         _preferences.refresh()
         assert told[-1] == _preferences.current == _preferences._wanted()
