@@ -336,10 +336,11 @@ NATTEN_API natten_status natten_tune(const natten_problem *problem, const natten
  * thread tunes, or while their CUDA stream is captured, are not held up: they take choice 0. */
 NATTEN_API natten_status natten_autotune(natten_op op, const natten_tuning *tuning);
 
-/* Has sentences about what is tried (level 0) and chosen (level 1) handed to a function; NULL: to
- * none. Tuning goes on when it returns. */
-typedef void (*natten_tune_log)(int64_t level, const char *text);
-NATTEN_API void natten_tune_log_set(natten_tune_log log);
+/* Has sentences handed to a function, NULL: to none: about what tuning tries (level 0) and chooses
+ * (level 1), and what a user may want to know (level 2), such as that no fast kernel takes a
+ * backward. The library goes on when it returns. */
+typedef void (*natten_log)(int64_t level, const char *text);
+NATTEN_API void natten_log_set(natten_log log);
 
 /* All that is remembered, as text, a line for each problem; returns its length, as snprintf does.
  * import adds such a text to what is remembered (all of it or, with an error, nothing): the version

@@ -3,7 +3,6 @@
  * 0 if it is in most rounds. */
 #include "tune.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 
 #include "core/kernel.h"
 #include "core/lock.h"
+#include "core/log.h"
 #include "cpu/cpuid.h"
 #include "cpu/threads.h"
 #include "cuda/device.h"
@@ -26,26 +26,10 @@ static const double sample_seconds = 1e-4, hopeless = 1.25, better = 0.98;
 
 atomic_int na_tunes[NATTEN_OPS];
 static natten_tuning settings[NATTEN_OPS]; /* under NA_LOCK_TUNED */
-static _Atomic(natten_tune_log) logger;
 
 /* The process in which a thread is tuning. Others would only disturb the clock; a forked child has
  * no such thread. */
 static atomic_long busy;
-
-void natten_tune_log_set(natten_tune_log log) { atomic_store(&logger, log); }
-
-NA_PRINTF(2, 3) static void say(int64_t level, const char *format, ...)
-{
-    natten_tune_log log = atomic_load(&logger);
-    char text[512];
-    va_list arguments;
-    if (!log)
-        return;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    log(level, text);
-}
 
 /* ----------------------------------------------------------------------------------------------
  * timing */
@@ -117,8 +101,8 @@ static natten_status enter(contest *c, const natten_problem *problem, candidate 
     if (may && status == NATTEN_OK)
         status = sample(one->plan, c->run, 1, &one->first);
     if (may && status == NATTEN_OK) {
-        say(0, "choice %lld (%s): %.1f us", (long long)one->choice, one->plan->choice,
-            one->first * 1e6);
+        na_log(NA_LOG_PROGRESS, "choice %lld (%s): %.1f us", (long long)one->choice,
+               one->plan->choice, one->first * 1e6);
         return NATTEN_OK;
     }
     natten_plan_destroy(one->plan);
@@ -225,7 +209,8 @@ static natten_status compete(contest *c, const natten_problem *problem, na_recor
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to tune.");
     for (int64_t i = 0; i <= choices; i++)
         c->all[i].seconds = c->room + (i + 1) * rounds;
-    say(0, "Tuning %s on %s: %lld choices.", record->problem, device, (long long)choices + 1);
+    na_log(NA_LOG_PROGRESS, "Tuning %s on %s: %lld choices.", record->problem, device,
+           (long long)choices + 1);
     status = gather(c, problem, choices);
     if (status == NATTEN_OK)
         status = race(c);
@@ -234,9 +219,9 @@ static natten_status compete(contest *c, const natten_problem *problem, na_recor
     const candidate *winner = &c->all[judge(c)];
     record->tuned = (natten_tuned){winner->choice, choices, winner->median, c->all[0].median};
     snprintf(record->choice, sizeof record->choice, "%s", winner->plan->choice);
-    say(1, "Tuned %s: choice %lld of %lld (%s), %.1f us; choice 0 takes %.1f us.", record->problem,
-        (long long)winner->choice, (long long)choices, record->choice, winner->median * 1e6,
-        c->all[0].median * 1e6);
+    na_log(NA_LOG_RESULT, "Tuned %s: choice %lld of %lld (%s), %.1f us; choice 0 takes %.1f us.",
+           record->problem, (long long)winner->choice, (long long)choices, record->choice,
+           winner->median * 1e6, c->all[0].median * 1e6);
     return NATTEN_OK;
 }
 
@@ -376,7 +361,7 @@ static int obtain(na_entry *entry, const natten_run *run, na_record *record, int
     end();
     *again = tuned;
     if (tuned && !na_tuned_save(device))
-        say(0, "The choice could not be kept in a file.");
+        na_log(NA_LOG_PROGRESS, "The choice could not be kept in a file.");
     return tuned;
 }
 

@@ -253,10 +253,10 @@ static void test_tune(void)
     subject s;
     natten_tuned tuned = {.choice = -1};
     subject_make(&s, "b1h2d8_20x21_w5x5", NATTEN_FORWARD);
-    natten_tune_log_set(note);
+    natten_log_set(note);
     CHECK(natten_tune(&s.t.problem, &s.run, &(natten_tuning){.rounds = 3, .thorough = 1}, &tuned) ==
           NATTEN_OK);
-    natten_tune_log_set(NULL);
+    natten_log_set(NULL);
     CHECK(is_right(&s));
     CHECK(tuned.choices > 2 && tuned.choice >= 0 && tuned.choice <= tuned.choices);
     CHECK(tuned.seconds > 0 && tuned.seconds <= tuned.default_seconds);

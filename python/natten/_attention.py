@@ -307,6 +307,8 @@ def _fused_backward(
 ) -> Any:
     if d_out is None:
         d_out = torch.zeros_like(out)
+    if d_out.is_cuda and not torch.compiler.is_compiling():
+        _preferences.refresh()  # torch's may have changed since the forward
     results = _ops.na_backward(
         d_out, d_lse, *tensors, out, lse, ctx.window, ctx.scale, _wanted(need, 6)
     )

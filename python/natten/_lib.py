@@ -134,8 +134,8 @@ class Tuned(ctypes.Structure):
     ]
 
 
-#: natten_tune_log
-TuneLog = ctypes.CFUNCTYPE(None, c_int64, c_char_p)
+#: natten_log
+Log = ctypes.CFUNCTYPE(None, c_int64, c_char_p)
 
 
 class Tensor(ctypes.Structure):
@@ -220,7 +220,7 @@ def _load() -> ctypes.CDLL:
         "natten_plan_choice": (c_char_p, [c_void_p]),
         "natten_tune": (c_int, [pointer(Problem), pointer(Run), pointer(Tuning), pointer(Tuned)]),
         "natten_autotune": (c_int, [c_int, pointer(Tuning)]),
-        "natten_tune_log_set": (None, [TuneLog]),
+        "natten_log_set": (None, [Log]),
         "natten_tuned_export": (c_size_t, [c_char_p, c_size_t]),
         "natten_tuned_import": (c_int, [c_char_p]),
         "natten_tuned_clear": (None, []),

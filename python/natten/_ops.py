@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _call, _lib, _preferences
+from . import _call, _lib, _log, _preferences
 from ._call import Call, Op, View, Window
 from ._environment import variable
 from ._errors import NattenError
@@ -272,6 +272,7 @@ def _register() -> str:
 
 #: Why the Python kernels are in use; empty if the library's own are.
 WHY_PYTHON = _register()
+_log.listen()
 
 na = torch.ops.natten.na.default
 na_backward = torch.ops.natten.na_backward.default

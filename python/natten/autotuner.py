@@ -11,9 +11,7 @@ taken. Results and progress go to the logger ``natten.autotuner`` (levels INFO a
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +20,12 @@ import torch
 from . import _lib, _state
 from ._errors import NattenTypeError, from_status
 from ._state import AutotunerContext
-from .utils.log import get_logger
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Choice", "choices", "clear", "export", "load", "share"]
 
-_logger = get_logger("natten.autotuner")
 _OPS = {
     "forward": (_lib.FORWARD, _lib.QK, _lib.AV),
     "backward": (_lib.BACKWARD, _lib.QK_BACKWARD, _lib.AV_BACKWARD),
@@ -161,13 +157,3 @@ def __getattr__(name: str) -> Any:
 
         return autotune_fna
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@_lib.TuneLog
-def _log(level: int, text: bytes) -> None:
-    _logger.log(logging.INFO if level else logging.DEBUG, "%s", text.decode(errors="replace"))
-
-
-_lib.library.natten_tune_log_set(_log)
-# Threads may still compute when Python has gone.
-atexit.register(_lib.library.natten_tune_log_set, _lib.TuneLog())

@@ -2,11 +2,13 @@
  * Plans the kernels of device/reference.cu: anything, on any GPU. */
 #include "device/reference.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/dropout.h"
 #include "core/kernel.h"
+#include "core/log.h"
 #include "cuda/device.h"
 #include "cuda/jit.h"
 #include "cuda/launch.h"
@@ -120,6 +122,21 @@ void na_reference_prepare_backward(const natten_plan *plan, const na_device *dev
     na_jit_prepare(&special);
 }
 
+/* Training that would be far faster with other sizes should not stay so unnoticed. Whoever asks for
+ * these kernels by name knows. */
+static void warn(natten_plan *plan, const na_device *device)
+{
+    static atomic_flag warned = ATOMIC_FLAG_INIT;
+    if (plan->problem.op != NATTEN_BACKWARD || plan->asked || na_device_is_rehearsed())
+        return;
+    na_refuse(plan, "right, but slow: no fast kernel takes this backward");
+    if (!atomic_flag_test_and_set(&warned))
+        na_log(NA_LOG_WARNING,
+               "A backward on %s runs on reference kernels, which are right, but slow. %s",
+               device->name,
+               plan->explanation ? plan->explanation : "Addresses are not multiples of 16.");
+}
+
 natten_status na_cuda_reference_plan(natten_plan *plan)
 {
     const natten_axis *x = plan->problem.axis;
@@ -151,6 +168,7 @@ natten_status na_cuda_reference_plan(natten_plan *plan)
     if (status == NATTEN_OK) {
         plan->state = s;
         plan->run = run_reference;
+        warn(plan, device);
         na_reference_prepare_backward(plan, device);
         return NATTEN_OK;
     }
