@@ -4,11 +4,12 @@
     python3 bench/gpu_backward.py [--flex] [--only CASE] [--rehearse] [OUT]
 
 Needs torch with CUDA and the library built in build/. The kernel is asked for by name, as nothing
-chooses it yet. Each case is checked at sampled tokens against float64, twice for the same bits, and
-timed in turns with cuDNN's dense backward (and FlexAttention's). Effective TFLOP/s count the
-products of the windows only, 10 * batch * heads * tokens * window * channels / time of all kernels
-of the backward; `goal` is what sketches of these kernels reached on an H100. --rehearse does the
-checks on the CPU, in small: it proves this program, not the kernel."""
+chooses it yet, and runs both ways: the same bits every time, and with KV parallelism. Each case is
+checked at sampled tokens against float64, twice for the same bits (with KV parallelism, of d_key
+and d_value), and timed in turns with cuDNN's dense backward (and FlexAttention's). Effective
+TFLOP/s count the products of the windows only, 10 * batch * heads * tokens * window * channels /
+time of all kernels of the backward; `goal` is what is wanted on an H100. --rehearse does the checks
+on the CPU, in small: it proves this program, not the kernel."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ from gpu_speed import CASES, clock, flex, race, sdpa, tensors, window_of
 from natten import _lib
 
 KERNEL = b"cuda-sm90-backward"
+#: Of the two ways.
+WAYS = {"natten": 0, "natten kvp": _lib.PREFER_KV_PARALLEL}
 GOALS = {
-    "flux 256x256 w80": 398,
-    "hunyuan 30x48x80 w18x24x24": 302,
-    "1-D 32k w2k": 400,
-    "dense 16k": 470,
+    "flux 256x256 w80": (410, 470),
+    "hunyuan 30x48x80 w18x24x24": (315, 360),
+    "1-D 32k w2k": (415, 470),
+    "dense 16k": (480, 560),
 }
 REHEARSAL = {
     "1-D": ((50,), (9,), 2, 2, 16),
@@ -54,7 +57,7 @@ RESULTS = ("d_query", "d_key", "d_value")
 Case = tuple[tuple[int, ...], tuple[int, ...], int, int, int]
 
 
-def problem_of(case: Case, op: int, device: torch.device) -> _lib.Problem:
+def problem_of(case: Case, op: int, device: torch.device, preferences: int) -> _lib.Problem:
     extents, window, batch, heads, channels = case
     problem = _lib.Problem()
     _lib.library.natten_problem_init(problem, op, _lib.BF16, len(extents))
@@ -62,6 +65,7 @@ def problem_of(case: Case, op: int, device: torch.device) -> _lib.Problem:
         axis.query_extent, axis.window = extent, size
     problem.batch, problem.heads, problem.head_dim = batch, heads, channels
     problem.scale = channels**-0.5
+    problem.preferences |= preferences
     problem.roles |= 1 << _lib.LSE
     problem.device = _lib.CUDA if device.type == "cuda" else _lib.CPU
     _lib.library.natten_problem_pack(problem, _lib.HEADS_LAST)
@@ -71,14 +75,19 @@ def problem_of(case: Case, op: int, device: torch.device) -> _lib.Problem:
 class Plan:
     """A plan by name, run on tensors of roles."""
 
-    def __init__(self, case: Case, op: int, device: torch.device, only: bytes | None) -> None:
+    def __init__(
+        self, case: Case, op: int, device: torch.device, only: bytes | None, preferences: int = 0
+    ) -> None:
         self.plan = ctypes.c_void_p()
-        problem = problem_of(case, op, device)
+        problem = problem_of(case, op, device, preferences)
         if _lib.library.natten_plan_create(problem, only, self.plan):
             raise RuntimeError(_lib.library.natten_last_error().decode())
         size = _lib.library.natten_plan_workspace(self.plan)
         self.workspace = torch.empty(size, dtype=torch.uint8, device=device)
         self.cuda = device.type == "cuda"
+        said = ctypes.create_string_buffer(4096)
+        _lib.library.natten_plan_explain(self.plan, said, len(said))
+        self.explanation = said.value.decode().strip()
 
     def run(self, parts: dict[str, torch.Tensor]) -> None:
         run = _lib.Run(workspace=self.workspace.data_ptr() or None)
@@ -155,16 +164,20 @@ def worst_error(case: Case, parts: dict[str, torch.Tensor]) -> float:
     return worst
 
 
-def prove(case: Case, qkv: list[torch.Tensor], only: bytes | None) -> tuple[Callable, float, bool]:
+def prove(
+    case: Case, qkv: list[torch.Tensor], only: bytes | None, preferences: int = 0
+) -> tuple[Callable, float, bool]:
     """The backward as a call, its worst error, and whether it gave the same bits twice."""
     parts = prepare(case, qkv)
-    plan = Plan(case, _lib.BACKWARD, qkv[0].device, only)
+    plan = Plan(case, _lib.BACKWARD, qkv[0].device, only, preferences)
+    print(plan.explanation, f"({plan.workspace.numel() / 1e6:.1f} MB)", flush=True)
     plan.run(parts)
-    first = [parts[name].clone() for name in RESULTS]
+    first = {name: parts[name].clone() for name in RESULTS}
     for name in RESULTS:
         parts[name].fill_(math.nan)
     plan.run(parts)
-    same = all(torch.equal(a, parts[name]) for a, name in zip(first, RESULTS, strict=True))
+    steady = RESULTS[1:] if preferences & _lib.PREFER_KV_PARALLEL else RESULTS
+    same = all(torch.equal(first[name], parts[name]) for name in steady)
     return lambda: plan.run(parts), worst_error(case, parts), same
 
 
@@ -184,9 +197,14 @@ def work_of(case: Case) -> float:
 
 def measure(name: str, with_flex: bool) -> list[dict[str, object]]:
     qkv = tensors(name)
-    ours, error, same = prove(CASES[name], qkv, KERNEL)
-    runs: dict[str, Callable[[], object]] = {"natten": ours}
-    work = {"natten": work_of(CASES[name])}
+    runs: dict[str, Callable[[], object]] = {}
+    work: dict[str, float] = {}
+    notes: dict[str, dict[str, object]] = {}
+    for i, (way, preferences) in enumerate(WAYS.items()):
+        runs[way], error, same = prove(CASES[name], qkv, KERNEL, preferences)
+        work[way] = work_of(CASES[name])
+        goal = GOALS[name][i] if name in GOALS else None
+        notes[way] = {"error": error, "same": same, "goal": goal}
     dense = [t.requires_grad_() for t in tensors("dense 16k")]
     run = sdpa(dense, torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
     runs["cudnn dense 16k"] = derivative(run, dense)
@@ -197,8 +215,8 @@ def measure(name: str, with_flex: bool) -> list[dict[str, object]]:
         work["flex"] = work_of(CASES[name])
     rows = []
     for what, row in race(runs).items():
-        rows.append({"case": name, "what": what, "tflops": work[what] / row["ms"] / 1e9, **row})
-    rows[0] |= {"error": error, "same": same, "goal": GOALS.get(name)}
+        rate = {"tflops": work[what] / row["ms"] / 1e9}
+        rows.append({"case": name, "what": what, **rate, **row, **notes.get(what, {})})
     return rows
 
 
@@ -208,9 +226,11 @@ def rehearse() -> int:
     for name, case in REHEARSAL.items():
         extents, _, batch, heads, channels = case
         qkv = [torch.randn(batch, *extents, heads, channels).bfloat16() for _ in range(3)]
-        _, error, same = prove(case, qkv, None)
-        print(f"{name} on the CPU: error {error:.1e}, {'same bits' if same else 'DIFFERENT BITS'}")
-        wrong += error > 0.02 or not same
+        for preferences in WAYS.values():
+            _, error, same = prove(case, qkv, None, preferences)
+            bits = "same bits" if same else "DIFFERENT BITS"
+            print(f"{name} on the CPU: error {error:.1e}, {bits}")
+            wrong += error > 0.02 or not same
     return wrong
 
 
@@ -239,12 +259,13 @@ def main() -> int:
             print(
                 f"{name:28s} {row['what']!s:16s} {row['ms']:9.4f} ms (best {row['low']:9.4f})"
                 f" {row['tflops']:7.1f} TFLOP/s {row['mhz']:5.0f} MHz",
-                flush=True,
+                end="",
             )
-        first = rows[0]
-        print(f"{name:28s} error {first['error']:.1e}, same bits {first['same']}", end="")
-        print(f", goal {first['goal']} TFLOP/s" if first["goal"] else "", flush=True)
-        wrong += not (float(first["error"]) < 0.02 and first["same"])  # type: ignore[arg-type]
+            if "error" in row:
+                print(f"  error {row['error']:.1e}, same bits {row['same']}", end="")
+                print(f", goal {row['goal']}" if row["goal"] else "", end="")
+                wrong += not (float(row["error"]) < 0.02 and row["same"])  # type: ignore[arg-type]
+            print(flush=True)
         table += rows
         torch.cuda.empty_cache()
     (Path(options.out) / "backward.json").write_text(json.dumps(table, indent=1))

@@ -15,7 +15,6 @@ this program, not the kernel."""
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import math
@@ -23,12 +22,15 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from flex import Neighborhood, tile_shape, window_of
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "python"))
+if find_spec("natten") is None:
+    sys.path.insert(0, str(ROOT / "python"))
 
 import natten  # noqa: E402
 from natten.functional import na1d, na2d, na3d  # noqa: E402
@@ -58,7 +60,6 @@ REHEARSAL = {
     DENSE: ((64,), (64,), 1, 2, 16),
 }
 ROUNDS, BURST_S, PAUSE_S = 5, 0.06, 0.03
-BLOCK = 128  # tokens of FlexAttention's blocks
 DEVICE = "cuda"  # where tensors are made
 
 
@@ -77,11 +78,6 @@ def ours(case: str, qkv: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
     extents, window = CASES[case][:2]
     op = (na1d, na2d, na3d)[len(extents) - 1]
     return lambda: op(*qkv, window)
-
-
-def window_of(query: int, extent: int, window: int) -> slice:
-    start = min(max(query - window // 2, 0), extent - window)
-    return slice(start, start + window)
 
 
 def worst_error(case: str, qkv: list[torch.Tensor], out: torch.Tensor) -> float:
@@ -115,71 +111,14 @@ def sdpa(qkv: list[torch.Tensor], backend: torch.nn.attention.SDPBackend) -> Cal
     return run
 
 
-def blocks_along(extent: int, window: int, tile: int) -> int:
-    """Pairs of a tile of queries and a tile of keys that meet along one axis."""
-    pairs = 0
-    for first in range(0, extent, tile):
-        last = min(first + tile, extent) - 1
-        start = window_of(first, extent, window).start
-        end = window_of(last, extent, window).stop
-        pairs += (end - 1) // tile - start // tile + 1
-    return pairs
-
-
-def tile_shape(extents: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
-    """The box of BLOCK tokens with which the fewest blocks are needed: as windows are boxes, their
-    number is a product."""
-    sizes = [1 << i for i in range(BLOCK.bit_length())]
-    shapes = [
-        shape
-        for shape in itertools.product(sizes, repeat=len(extents))
-        if math.prod(shape) == BLOCK
-    ]
-    return min(
-        shapes,
-        key=lambda shape: math.prod(map(blocks_along, extents, window, shape)),
-    )
-
-
-def flex(case: str, qkv: list[torch.Tensor]) -> Callable[[], object]:
+def flex(case: str, qkv: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
     """FlexAttention under the neighborhood mask, tokens in tiles of 128, permuted beforehand."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    extents, window = CASES[case][:2]
-    tile = tile_shape(extents, window)
-    padded = [math.ceil(n / t) * t for n, t in zip(extents, tile, strict=True)]
-    count = math.prod(padded)
-    places = torch.arange(count, device=DEVICE).view(padded)
-    split = [x for n, t in zip(padded, tile, strict=True) for x in (n // t, t)]
-    axes = [*range(0, 2 * len(tile), 2), *range(1, 2 * len(tile), 2)]
-    order = places.view(split).permute(axes).flatten()
-    at = []
-    rest = order
-    for n in reversed(padded):
-        at.insert(0, (rest % n).to(torch.int32))
-        rest = rest // n
-
-    def mask(b, h, q, k):  # noqa: ANN001, ANN202, ARG001
-        inside = q >= 0
-        for place, n, w in zip(at, extents, window, strict=True):
-            start = (place[q] - w // 2).clamp(0, n - w)
-            inside = inside & (place[k] >= start) & (place[k] < start + w) & (place[k] < n)
-        return inside
-
-    def permute(x: torch.Tensor) -> torch.Tensor:
-        pad = [p - n for n, p in zip(extents, padded, strict=True)]
-        widths = [y for p in reversed(pad) for y in (0, p)]
-        x = torch.nn.functional.pad(x, (0, 0, 0, 0, *widths)).flatten(1, -3)
-        return x[:, order].transpose(1, 2).contiguous()
-
     # Shapes of one case must not make those of the next symbolic: the mask cannot take that.
     torch._dynamo.reset()
-    on_gpu = DEVICE == "cuda"
-    compile_ = functools.partial(torch.compile, dynamic=False, disable=not on_gpu)
-    blocks = compile_(create_block_mask)(mask, None, None, count, count, device=DEVICE)
-    compiled = compile_(flex_attention)
-    q, k, v = (permute(x) for x in qkv)
-    return lambda: compiled(q, k, v, block_mask=blocks)
+    extents, window = CASES[case][:2]
+    neighborhood = Neighborhood(extents, window, device=DEVICE, compiled=DEVICE == "cuda")
+    q, k, v = (neighborhood.permute(x) for x in qkv)
+    return lambda: neighborhood.attend(q, k, v)
 
 
 def clock() -> float:

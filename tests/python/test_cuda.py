@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+import natten
 import natten.functional as F
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -219,3 +221,107 @@ def test_autocast() -> None:
         out = F.na2d(q, k, v, 3)
     assert out.dtype == torch.bfloat16
     close(out, F.na2d(q.cpu(), k.cpu(), v.cpu(), 3))
+
+
+def leaves(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    return [t.requires_grad_() for t in inputs(shape, dtype)]
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_graph_of_a_step() -> None:
+    """Forward and backward in one graph, replayed with other numbers in the same places."""
+    qkv = leaves((1, 20, 21, 4, 64), torch.bfloat16)
+    d_out = torch.randn_like(qkv[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # torch's autograd wants to have run once
+        torch.autograd.grad(F.na2d(*qkv, 5), qkv, d_out)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = F.na2d(*qkv, 5)
+        grads = torch.autograd.grad(out, qkv, d_out)
+    for _ in range(2):
+        with torch.no_grad():
+            for t in (*qkv, d_out):
+                t.copy_(torch.randn_like(t))
+        graph.replay()
+        torch.cuda.synchronize()
+        again = F.na2d(*qkv, 5)
+        assert same((out, *grads), (again, *torch.autograd.grad(again, qkv, d_out)))
+
+
+def test_backwards_on_two_streams() -> None:
+    """Each has a workspace of its own."""
+    problems = [leaves((1, 40, 41, 4, 64), torch.bfloat16) for _ in range(2)]
+    outs = [F.na2d(*qkv, 7) for qkv in problems]
+    d_outs = [torch.randn_like(out) for out in outs]
+
+    def backward(i: int) -> Any:
+        return torch.autograd.grad(outs[i], problems[i], d_outs[i], retain_graph=True)
+
+    expected = [backward(i) for i in range(2)]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    found: list[Any] = [None, None]
+    for _ in range(20):
+        for i, stream in enumerate(streams):
+            # The backward runs on the stream of its forward.
+            with torch.cuda.stream(stream):
+                out = F.na2d(*problems[i], 7)
+                found[i] = torch.autograd.grad(out, problems[i], d_outs[i])
+    torch.cuda.synchronize()
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_kv_parallelism() -> None:
+    """Gradients of keys and values are the same bits every time; all are right; the workspace keeps
+    to its bound."""
+    qkv = leaves((2, 30, 31, 8, 64), torch.bfloat16)
+    exact = [t.detach().double().cpu().requires_grad_() for t in qkv]
+    d_out = torch.randn_like(qkv[0])
+    true = torch.autograd.grad(F.na2d(*exact, 9), exact, d_out.double().cpu())
+    natten.use_kv_parallelism_in_fused_na(True)
+    try:
+        for preference in ("strict", "default", "unrestricted"):
+            natten.set_memory_usage_preference(preference)
+            out = F.na2d(*qkv, 9)
+            mine = torch.autograd.grad(out, qkv, d_out, retain_graph=True)
+            again = torch.autograd.grad(out, qkv, d_out)
+            assert same(mine[1:], again[1:])
+            for a, b in zip(mine, true, strict=True):
+                close(a, b)
+    finally:
+        natten.use_kv_parallelism_in_fused_na(False)
+        natten.set_memory_usage_preference()
+
+
+def test_checkpoint() -> None:
+    """What is computed twice is the same bits."""
+    qkv = leaves((1, 30, 31, 4, 64), torch.bfloat16)
+    d_out = torch.randn_like(qkv[0])
+    plain = torch.autograd.grad(F.na2d(*qkv, 7), qkv, d_out)
+    out = checkpoint(lambda *t: F.na2d(*t, 7), *qkv, use_reentrant=False)
+    assert same(torch.autograd.grad(out, qkv, d_out), plain)
+
+
+def test_grad_scaler() -> None:
+    """Gradients that float16 would round to zero survive scaled."""
+    qkv = leaves((1, 20, 21, 2, 32), torch.float32)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**14)
+    optimizer = torch.optim.SGD(qkv, lr=1.0)
+    with torch.autocast("cuda", dtype=torch.float16):
+        loss = F.na2d(*qkv, 5).float().square().mean()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    exact = [t.detach().double().cpu().requires_grad_() for t in qkv]
+    F.na2d(*exact, 5).square().mean().backward()
+    for t, true in zip(qkv, exact, strict=True):
+        assert t.grad is not None and true.grad is not None
+        assert (t.grad.double().cpu() - true.grad).norm() <= 0.02 * true.grad.norm()
+    before = [t.detach().clone() for t in qkv]
+    scaler.step(optimizer)
+    assert not any(torch.equal(a, b) for a, b in zip(before, qkv, strict=True))
