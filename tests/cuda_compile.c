@@ -92,18 +92,25 @@ static void add_reference(const char *arch)
         }
 }
 
+static int64_t macro_of(const na_special *special, const char *name)
+{
+    for (int i = 0; i < NA_MACROS; i++)
+        if (!strcmp(special->macros[i].name, name))
+            return special->macros[i].value;
+    return 0;
+}
+
 /* At launch a thread of a Hopper block must have 65536 registers divided by their number, as the
  * loading warpgroup then gives most of its own away, and the others wait for them. It has too few
  * to walk over the tiles without spilling, which nobody waits for; so spills are bounded, not
- * forbidden. */
+ * forbidden. Where d_query is added up, the others' registers are nearly all in use: what is
+ * allowed there is what the loading thread alone spills. */
 static void add_special(const na_special *special)
 {
-    int groups = 0;
-    for (int i = 0; i < NA_MACROS; i++)
-        if (!strcmp(special->macros[i].name, "NA_GROUPS"))
-            groups = (int)special->macros[i].value;
+    int64_t groups = macro_of(special, "NA_GROUPS");
     if (groups)
-        add(special, 65536 / (128 * (groups + 1)) / 8 * 8, 700, 1);
+        add(special, 65536 / (128 * (groups + 1)) / 8 * 8, macro_of(special, "NA_ADDS") ? 52 : 700,
+            1);
     else
         add(special, 255, 0, 0);
 }

@@ -190,6 +190,7 @@ int problem_of_op(const test_problem *test, natten_op op, natten_problem *proble
     problem->value_dim = sizes->value_dim;
     problem->additional_tokens = sizes->additional_tokens;
     problem->scale = sizes->scale;
+    problem->preferences |= test->preferences;
     if (op == NATTEN_FORWARD || op == NATTEN_BACKWARD)
         problem->dropout = sizes->dropout;
     problem->roles = roles_of_op(test, op, problem->roles);
@@ -267,6 +268,13 @@ static int read_causal(const char *bits, natten_problem *problem)
     return a == problem->rank && !bits[a];
 }
 
+static const struct {
+    const char *name;
+    uint64_t bit;
+} preferences[] = {{"kvp", NATTEN_PREFER_KV_PARALLEL},
+                   {"little", NATTEN_PREFER_LITTLE_MEMORY},
+                   {"much", NATTEN_PREFER_MUCH_MEMORY}};
+
 static int read_word(const char *word, test_problem *test)
 {
     for (int i = 0; i < NATTEN_DTYPES; i++)
@@ -277,6 +285,11 @@ static int read_word(const char *word, test_problem *test)
     for (size_t i = 0; i < sizeof order_names / sizeof *order_names; i++)
         if (!strcmp(word, order_names[i])) {
             test->order = (test_order)i;
+            return 1;
+        }
+    for (size_t i = 0; i < sizeof preferences / sizeof *preferences; i++)
+        if (!strcmp(word, preferences[i].name)) {
+            test->preferences |= preferences[i].bit;
             return 1;
         }
     if (!strcmp(word, "rpb"))

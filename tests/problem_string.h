@@ -15,6 +15,7 @@
  *     kb key bias, part of it -infinity    drop0.25 dropout of the fused ops
  *     q8x4+16x0 block of queries: extents + origins; the extents above are then the whole map's
  *     k20x9+8x0 block of keys, likewise
+ *     kvp KV parallelism allowed, with little or much memory for it
  *     hf heads-first (else heads-last)         qkv one packed projection   odd padded odd strides
  *     neg negative strides                     bcast inputs with strides of 0
  *     f32 f64 f16 bf16 (else f32)
@@ -39,7 +40,8 @@ typedef struct test_problem {
     int op;                 /* -1: all */
     test_order order;
     int rpb, lse, key_bias;
-    uint64_t gradients; /* the gradients wanted, of any op */
+    uint64_t preferences; /* besides the usual ones */
+    uint64_t gradients;   /* the gradients wanted, of any op */
 } test_problem;
 
 /* Sizes of a role's tensor; 1 for what it does not have. */

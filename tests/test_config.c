@@ -31,7 +31,7 @@ static int plan(const char *text, na_sm90_what what, natten_problem *p, na_sm90_
 
 static void show(const char *text, const na_sm90_config *c)
 {
-    static const char *const names[] = {"forward", "d_query", "d_key"};
+    static const char *const names[] = {"forward", "d_query", "d_key", "d_all"};
     printf(
         "%-44s %s: %d of %dx%dx%d pack %d, axis %d; past %dx%dx%d%s, stages %d + %d, waste %.3f, "
         "masked %.0f%%, %.3f ms\n",
@@ -141,14 +141,40 @@ static void test_backward_choices(void)
     }
 }
 
+/* All three gradients from one kernel: tiles nearly as good as those for d_key, although shared
+ * memory is nearly full. Above 128 channels there are none. */
+static void test_choices_of_all(void)
+{
+    static const struct {
+        const char *text;
+        double waste;
+    } table[] = {
+        {"b1h24d128_256x256_w80x80_bf16", 1.143},      {"b1h24d128_30x48x80_w18x24x24_bf16", 1.49},
+        {"b1h24d128_32768_w2048_bf16", 1.03},          {"b1h24d128_16384_w16384_bf16", 1.001},
+        {"b1h24d128_256x256_w80x80_s16x16_bf16", 1.2}, {"b4h16d64_128x128_w13x13_bf16", 3},
+        {"b1h8d64_16x56x56_w7x7x7_bf16", 3.3},
+    };
+    natten_problem p;
+    na_sm90_config c;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        CHECK(plan(table[i].text, NA_SM90_D_ALL, &p, &c));
+        show(table[i].text, &c);
+        CHECK(c.waste >= 0.999 && c.waste <= table[i].waste);
+        CHECK(na_sm90_visitors(&c) == NA_SM90_ROWS && c.groups == 2 && c.stages[0] >= 2);
+        CHECK(c.shared_bytes <= h100.shared_memory && c.gives == 3);
+    }
+    CHECK(!plan("b1h1d136_50_w9_dv8_bf16", NA_SM90_D_ALL, &p, &c));
+    CHECK(!plan("b1h1d128_50_w9_dv136_bf16", NA_SM90_D_ALL, &p, &c));
+}
+
 /* The visitors of resident `place` of a dilation group, as the kernel sees it. */
 static na_window window_in_group(const natten_axis *axis, na_sm90_what what, int residue, int place)
 {
     na_axis group = na_axis_of(axis);
     group.extent = (group.extent - residue + group.dilation - 1) / group.dilation;
     group.dilation = 1;
-    return what == NA_SM90_D_KEY ? na_visitors_of(group, place, 0, group.extent)
-                                 : na_window_of(group, place);
+    return na_sm90_is_of_keys(what) ? na_visitors_of(group, place, 0, group.extent)
+                                    : na_window_of(group, place);
 }
 
 /* Cells of one axis by looking at every cell of every warpgroup. */
@@ -323,11 +349,13 @@ int main(void)
     test_choices();
     unit_test("what is chosen for the backward");
     test_backward_choices();
+    test_choices_of_all();
     unit_test("choices after the first");
     test_next();
     unit_test("sums, against counting");
     test_sums(NA_SM90_FORWARD);
     test_sums(NA_SM90_D_QUERY);
     test_sums(NA_SM90_D_KEY);
+    test_sums(NA_SM90_D_ALL);
     return unit_end("test_config");
 }

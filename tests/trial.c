@@ -268,7 +268,7 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
     natten_dtype dtype = (natten_dtype)t->problem.dtype;
     int half = dtype == NATTEN_F16 || dtype == NATTEN_BF16;
     trial_error error = {.role = role};
-    double roundings = 0, worst = 0;
+    double roundings = 0, worst = 0, sums = 0;
     for (int64_t i = 0; i < count; i++) {
         double exact = expected[i], off = fabs(got[i] - exact);
         double magnitude = role == NATTEN_LSE ? largest : t->magnitude[role][i];
@@ -286,6 +286,8 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
         }
         roundings = fmax(roundings, rounding);
         worst = fmax(worst, off);
+        if (role != NATTEN_LSE)
+            sums = fmax(sums, roundoffs(t, role) * 0x1p-24 * magnitude);
         double share = fmax(off - rounding, 0) / allowed;
         if (share <= error.share && i)
             continue;
@@ -294,10 +296,12 @@ trial_error trial_compare(const trial *t, natten_role role, const double *got)
             share, off / magnitude, (allowed + rounding) / magnitude, role, i, got[i], exact};
     }
     /* All in all rounded weights cost no more than the rounding of the results does; of gradients
-     * twice that, as a key may have a single visitor, and gradients of logits add up to 0. */
+     * twice that, as a key may have a single visitor, and gradients of logits add up to 0. Results
+     * that are exactly 0, as of windows of one key, have no rounding, but sums still have theirs.
+     */
     const int64_t enough = 1000;
     double most = role >= NATTEN_D_QUERY ? 3 : 2;
     if (weight_error(t) > 0 && role != NATTEN_LSE && count >= enough)
-        error.share = fmax(error.share, worst / (most * roundings));
+        error.share = fmax(error.share, worst / (most * roundings + sums));
     return error;
 }

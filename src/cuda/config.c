@@ -53,7 +53,7 @@ typedef struct group {
 
 static group group_of(const planner *s, const natten_axis *axis, int residue)
 {
-    group g = {.axis = na_axis_of(axis), .of_keys = s->what == NA_SM90_D_KEY};
+    group g = {.axis = na_axis_of(axis), .of_keys = na_sm90_is_of_keys(s->what)};
     int dilation = g.axis.dilation, round = dilation - 1 - residue;
     int64_t origin = g.of_keys ? axis->key_origin : axis->query_origin;
     int64_t extent = g.of_keys ? axis->key_extent : axis->query_extent;
@@ -133,7 +133,8 @@ static double raw_rate(const na_sm90_config *c, int channels)
     static const double by_visitors[][9] = {
         [NA_SM90_FORWARD] = {0, 250, 400, 500, 560, 590, 635, 640, 650},
         [NA_SM90_D_QUERY] = {0, 250, 420, 540, 640, 670, 700, 705, 705},
-        [NA_SM90_D_KEY] = {0, 220, 400, 510, 610, 640, 650, 650, 650}};
+        [NA_SM90_D_KEY] = {0, 220, 400, 510, 610, 640, 650, 650, 650},
+        [NA_SM90_D_ALL] = {0, 0, 0, 0, 560}};
     static const double by_groups[] = {0, 0.5, 0.85, 1};
     double rate = by_visitors[c->what][na_sm90_visitors(c) / 16];
     if (c->what == NA_SM90_FORWARD)
@@ -149,6 +150,8 @@ static int channels_of(const natten_problem *p, const na_sm90_config *c)
         return dim + value_dim;
     if (c->what == NA_SM90_D_QUERY)
         return 2 * dim + value_dim;
+    if (c->what == NA_SM90_D_ALL)
+        return 3 * dim + 2 * value_dim;
     return dim + (c->gives & 1 ? dim + value_dim : 0) + (c->gives & 2 ? value_dim : 0);
 }
 
@@ -169,6 +172,11 @@ static int fits_registers(const natten_problem *p, const na_sm90_config *c)
                (c->groups == 3 ? REGISTERS_3 : REGISTERS_2);
     if (c->what == NA_SM90_D_QUERY)
         return dim / 2 + visitors + REGISTERS_BACK + 8 + bias <= REGISTERS_2;
+    /* When d_query is multiplied all else is done with; its tile of queries has as many rows as a
+     * product. */
+    if (c->what == NA_SM90_D_ALL &&
+        (visitors != NA_SM90_ROWS || dim + value_dim / 2 + REGISTERS_BACK > REGISTERS_2))
+        return 0;
     return (c->gives & 1 ? dim / 2 : 0) + (c->gives & 2 ? value_dim / 2 : 0) + visitors / 4 * 5 +
                REGISTERS_BACK + bias <=
            REGISTERS_2;
@@ -199,8 +207,9 @@ static int bytes_of(const natten_problem *p, const na_sm90_config *c)
         return na_sm90_shared_of(c->groups, dim, value_dim, na_sm90_visitors(c), c->stages[0],
                                  c->stages[1], words)
             .bytes;
-    return na_sm90_back_shared_of(c->what == NA_SM90_D_KEY, c->groups, dim, value_dim,
-                                  na_sm90_visitors(c), c->stages[0], words)
+    return na_sm90_back_shared_of(na_sm90_is_of_keys(c->what), c->what == NA_SM90_D_ALL, c->groups,
+                                  dim, value_dim, na_sm90_visitors(c), c->stages[0],
+                                  words * na_sm90_cell_bytes(c))
         .bytes;
 }
 
@@ -271,13 +280,16 @@ static void judge(planner *s, na_sm90_config *c)
     double heads = (double)(p->batch * p->heads) / c->pack;
     double pairs = cells * NA_SM90_ROWS * (visitors >> c->halves);
     int channels = (int)(p->head_dim + p->value_dim);
-    double blocks = c->what == NA_SM90_D_KEY ? (double)(p->batch * p->kv_heads) : heads;
-    c->positions = c->tile[2] <= 8 ? 1 << log_of(na_max(positions, 4)) : 0;
+    double blocks = na_sm90_is_of_keys(c->what) ? (double)(p->batch * p->kv_heads) : heads;
+    c->positions = c->tile[2] > 8             ? 0
+                   : c->what == NA_SM90_D_ALL ? positions
+                                              : 1 << log_of(na_max(positions, 4));
     c->waste = pairs / (s->useful * c->pack);
     c->masked = 1 - inner / cells;
     double products = pairs * heads * 2 * channels_of(p, c) * (1 + 0.06 * c->masked) /
                       (raw_rate(c, channels / 2) * 1e12);
-    double traffic = loads * visitors * channels * 2 * heads / l2_bytes_per_second;
+    double bytes = channels * 2 + (c->what == NA_SM90_D_ALL ? (double)p->head_dim * 4 : 0);
+    double traffic = loads * visitors * bytes * heads / l2_bytes_per_second;
     double rounds = items * blocks / s->device->multiprocessors;
     /* Warpgroups side by side along the axis that tiles walk along first wait less for each other:
      * measured 376 against 420 TFLOP/s in 3-D. */
@@ -306,7 +318,7 @@ static void consider(planner *s, na_sm90_config *c, na_sm90_config *best)
 {
     const natten_axis *x = &s->problem->axis[c->stack];
     int along =
-        (c->what == NA_SM90_D_KEY ? x->key_extent : x->query_extent) > (int64_t)c->sub[c->stack];
+        (na_sm90_is_of_keys(c->what) ? x->key_extent : x->query_extent) > (int64_t)c->sub[c->stack];
     if ((!along && c->groups > 1 && c->stack != 2) || !fits_registers(s->problem, c) ||
         !fits_boxes(s->problem, c))
         return;
@@ -369,7 +381,7 @@ static na_sm90_config search(planner *s, int gives)
 {
     na_sm90_config c = {.what = s->what, .gives = gives}, best = {0};
     const natten_axis *x = s->problem->axis;
-    int of_keys = s->what == NA_SM90_D_KEY;
+    int of_keys = na_sm90_is_of_keys(s->what);
     int deep = (of_keys ? x->key_extent : x->query_extent) > 1;
     /* Heads packed together would have an entry each of a pair's. */
     int alone = of_keys || na_sm90_bias_entries(s->problem, s->what);

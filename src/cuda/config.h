@@ -8,12 +8,20 @@
 #include "natten.h"
 
 /* Which kernel. Residents stay with a block, visitors pass by (device/sm90_walk.h): of the forward
- * and of what gives d_query residents are queries, of what gives d_key and d_value keys. */
-typedef enum na_sm90_what { NA_SM90_FORWARD, NA_SM90_D_QUERY, NA_SM90_D_KEY } na_sm90_what;
+ * and of what gives d_query residents are queries, of what gives d_key and d_value, or all three,
+ * keys. */
+typedef enum na_sm90_what {
+    NA_SM90_FORWARD,
+    NA_SM90_D_QUERY,
+    NA_SM90_D_KEY,
+    NA_SM90_D_ALL
+} na_sm90_what;
+
+static inline int na_sm90_is_of_keys(na_sm90_what what) { return what >= NA_SM90_D_KEY; }
 
 typedef struct na_sm90_config {
     na_sm90_what what;
-    int gives;  /* of D_KEY: 1 d_key, 2 d_value, 3 both */
+    int gives;  /* of D_KEY: 1 d_key, 2 d_value, 3 both; of D_ALL: 3 */
     int sub[3]; /* residents of a warpgroup; times pack: 64 */
     int pack;   /* heads that share keys, worked on together */
     int groups; /* warpgroups that compute, side by side along axis `stack` */
@@ -47,6 +55,14 @@ int na_sm90_split(const natten_problem *problem, int axis);
 
 /* Choices of tiles besides the first. */
 enum { NA_SM90_CHOICES = 5 };
+
+/* Bytes of a word of the mask tables, which has a bit for each row of visitors of a tile. */
+static inline int na_sm90_cell_bytes(const na_sm90_config *config)
+{
+    if (config->what != NA_SM90_D_ALL)
+        return 4;
+    return config->tile[0] * config->tile[1] <= 8 ? 1 : 2;
+}
 
 /* Chooses for a checked problem whose channels are multiples of 8. Of D_KEY, `config->gives` says
  * beforehand what is wanted. `choice` 0: the tiles that are expected to be fastest; 1 to

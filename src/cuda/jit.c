@@ -128,7 +128,8 @@ static int compile(const na_nvrtc *nvrtc, void *program, const na_special *speci
 /* NVRTC has no headers at all; this is what ours want of the standard ones. */
 static const na_source standard[] = {
     {"stddef.h", ""},
-    {"stdint.h", "typedef short int16_t; typedef unsigned short uint16_t;"
+    {"stdint.h", "typedef unsigned char uint8_t;"
+                 "typedef short int16_t; typedef unsigned short uint16_t;"
                  "typedef int int32_t; typedef unsigned uint32_t;"
                  "typedef long long int64_t; typedef unsigned long long uint64_t;"}};
 enum { STANDARD = 2, MOST_SOURCES = 32 };

@@ -7,7 +7,6 @@
 
 #include "cuda/device.h"
 #include "cuda/driver.h"
-#include "cuda/reference.h"
 
 typedef struct state {
     na_sm90_config config;
@@ -113,7 +112,7 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
     plan->run = run_sm90;
     plan->choices = NA_SM90_CHOICES;
     na_sm90_config_describe(&s->config, plan->choice, sizeof plan->choice);
-    na_reference_prepare_backward(plan, device);
+    na_sm90_prepare_backward(plan, device, 0);
     return NATTEN_OK;
 }
 

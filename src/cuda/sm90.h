@@ -29,6 +29,10 @@ enum { NA_SM90_BACKWARD_TEXTS = 7 };
 int na_sm90_backward_specials(const natten_problem *problem, const na_device *device,
                               na_special specials[NA_SM90_BACKWARD_TEXTS]);
 
+/* Starts to compile the backward of a forward whose lse is wanted, which then is at hand when it is
+ * called; `chosen`: of these kernels if they take it, whether or not they would be chosen. */
+void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device, int chosen);
+
 /* ----------------------------------------------------------------------------------------------
  * shared by the plans */
 
@@ -91,6 +95,10 @@ natten_status na_sm90_map_extra(const natten_problem *problem, natten_role role,
 /* lse and delta of queries (device/sm90_backward.h). */
 natten_status na_sm90_map_pairs(const natten_problem *problem, const na_sm90_boxes *boxes,
                                 void *data, na_tensor_map *map);
+
+/* The sums that become d_query (na_sm90_sum_place). */
+natten_status na_sm90_map_sums(const natten_problem *problem, const na_sm90_boxes *boxes,
+                               void *data, na_tensor_map *map);
 
 /* Addresses for the batch, where there is a launch for each. */
 void na_sm90_addresses(const natten_problem *problem, const natten_run *run, int batch,

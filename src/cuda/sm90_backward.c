@@ -1,41 +1,22 @@
 /* SPDX-License-Identifier: MIT
- * Plans and runs the kernels of device/sm90_backward.cu: first delta of every query, then d_query,
- * d_key with d_value, and the gradients of additional tokens; as many of them as are wanted. */
+ * Plans the kernels of device/sm90_backward.cu: first delta of every query, then d_query, d_key
+ * with d_value, and the gradients of additional tokens; as many of them as are wanted. Or, where KV
+ * parallelism is allowed, all three from one kernel that adds d_query up in the workspace. */
+#include "cuda/sm90_backward.h"
+
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/problem.h"
 #include "cuda/device.h"
-#include "cuda/driver.h"
 #include "cuda/reference.h"
-#include "cuda/sm90.h"
 
 enum {
-    MOST_PASSES = 5,
-    MOST_DELTA_BLOCKS = 16, /* of a multiprocessor */
-    MOST_VISITS = 255       /* what a note has room for */
+    MOST_BLOCKS = 16,  /* of a multiprocessor, of the kernels before and after */
+    MOST_VISITS = 255, /* what a note has room for */
+    /* Host words and the compiler vouch for these kernels, but no GPU has run them yet: until one
+     * has, they are only taken where they are asked for by name. */
+    PROVED_ON_A_GPU = 0
 };
-
-/* A launch of the text, for each batch of a 3-D map (a tensor map has five axes). */
-typedef struct pass {
-    na_sm90_config config;
-    int of_extra; /* residents are the additional tokens */
-    na_launch launch;
-    na_sm90_backward arguments; /* but for addresses and tensor maps */
-} pass;
-
-typedef struct state {
-    pass passes[MOST_PASSES];
-    int count, batches;
-    na_launch delta;
-    na_sm90_delta delta_arguments; /* but for addresses */
-    na_launch bias;
-    na_sm90_bias_end bias_arguments; /* but for addresses */
-    size_t pair_bytes, bias_bytes;   /* of the workspace; counters follow */
-} state;
-
-/* ----------------------------------------------------------------------------------------------
- * planning */
 
 static natten_status check(natten_plan *plan)
 {
@@ -70,12 +51,16 @@ static natten_status check(natten_plan *plan)
     return status;
 }
 
-static void special_of(const natten_problem *p, const pass *pass, na_special *special)
+/* ----------------------------------------------------------------------------------------------
+ * specialisations */
+
+static void special_of(const natten_problem *p, const na_sm90_pass *pass, na_special *special)
 {
     const na_sm90_config *c = &pass->config;
     na_special_init(special, "sm90_backward.cu", "sm_90a");
     na_sm90_special_tiles(p, c, special);
-    na_special_set(special, "NA_SIDE", c->what == NA_SM90_D_KEY);
+    na_special_set(special, "NA_SIDE", na_sm90_is_of_keys(c->what));
+    na_special_set(special, "NA_ADDS", c->what == NA_SM90_D_ALL);
     na_special_set(special, "NA_GIVES", c->gives);
     na_special_set(special, "NA_STAGES", c->stages[0]);
     na_special_set(special, "NA_EXTRA", c->what == NA_SM90_D_QUERY && p->additional_tokens > 0);
@@ -91,26 +76,41 @@ static void special_of_bias(const natten_problem *p, na_special *special)
     na_special_set(special, "NA_DTYPE", p->dtype);
 }
 
-static void special_of_delta(const natten_problem *p, na_special *special)
+/* The kernels before and after, whose lanes go through 8 channels each. */
+static void special_of_rows(const natten_problem *p, const char *source, const char *name,
+                            int64_t channels, na_special *special)
 {
     int lanes = 1;
-    while (lanes * 8 < p->value_dim)
+    while (lanes * 8 < channels)
         lanes *= 2;
-    na_special_init(special, "sm90_delta.cu", "sm_90a");
+    na_special_init(special, source, "sm_90a");
     na_special_set(special, "NA_DTYPE", p->dtype);
-    na_special_set(special, "NA_VALUE_DIM", p->value_dim);
+    na_special_set(special, name, channels);
     na_special_set(special, "NA_LANES", lanes);
 }
 
+static void special_of_delta(const natten_problem *p, na_special *special)
+{
+    special_of_rows(p, "sm90_delta.cu", "NA_VALUE_DIM", p->value_dim, special);
+}
+
+static void special_of_convert(const natten_problem *p, na_special *special)
+{
+    special_of_rows(p, "sm90_convert.cu", "NA_DIM", p->head_dim, special);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * passes */
+
 /* Adds the pass that gives what is wanted; or two, where both gradients at once do not fit. */
 static int add_pass(const natten_problem *p, const na_device *device, na_sm90_what what, int gives,
-                    int of_extra, state *s)
+                    int of_extra, na_sm90_back *s)
 {
-    pass *pass = &s->passes[s->count];
+    na_sm90_pass *pass = &s->passes[s->count];
     na_sm90_config *c = &pass->config;
     c->gives = gives;
     if (!na_sm90_config_choose(p, device, what, 0, c))
-        return gives == 3 && add_pass(p, device, what, 1, of_extra, s) &&
+        return what == NA_SM90_D_KEY && gives == 3 && add_pass(p, device, what, 1, of_extra, s) &&
                add_pass(p, device, what, 2, of_extra, s);
     pass->of_extra = of_extra;
     if (of_extra) {
@@ -124,13 +124,14 @@ static int add_pass(const natten_problem *p, const na_device *device, na_sm90_wh
     return 1;
 }
 
-/* The passes' tiles; 0: none fit. */
-static int find_passes(const natten_problem *p, const na_device *device, state *s)
+/* Kernels of their own for d_query and for keys; 0: no tiles fit. */
+static int find_passes(const natten_problem *p, const na_device *device, na_sm90_back *s)
 {
     int key = na_has(p, NATTEN_D_KEY), value = na_has(p, NATTEN_D_VALUE);
     int extra_key = na_has(p, NATTEN_D_ADDITIONAL_KEY);
     int extra_value = na_has(p, NATTEN_D_ADDITIONAL_VALUE);
     int query = na_has(p, NATTEN_D_QUERY) || na_has(p, NATTEN_D_RPB);
+    *s = (na_sm90_back){.batches = p->batch, .kv_heads = p->kv_heads};
     if (query && !add_pass(p, device, NA_SM90_D_QUERY, 1, 0, s))
         return 0;
     if (key + value && !add_pass(p, device, NA_SM90_D_KEY, key + 2 * value, 0, s))
@@ -139,132 +140,191 @@ static int find_passes(const natten_problem *p, const na_device *device, state *
            add_pass(p, device, NA_SM90_D_KEY, extra_key + 2 * extra_value, 1, s);
 }
 
-/* Additional tokens as the residents of a map: all along axis 2, and every query visits. */
-static natten_problem extra_problem(const natten_problem *problem)
+/* One kernel for all; NULL, or why not. */
+static const char *find_one_pass(const natten_problem *p, const na_device *device, na_sm90_back *s)
 {
-    natten_problem p = *problem;
-    for (int a = 0; a < 3; a++) {
-        int64_t tokens = a == 2 ? p.additional_tokens : 1;
-        p.axis[a] = (natten_axis){.query_extent = p.axis[a].query_extent,
-                                  .key_extent = tokens,
-                                  .global_extent = tokens,
-                                  .window = tokens,
-                                  .stride = 1,
-                                  .dilation = 1};
-    }
-    return p;
+    const uint64_t all = natten_bit(NATTEN_D_QUERY) | natten_bit(NATTEN_D_KEY) |
+                         natten_bit(NATTEN_D_VALUE),
+                   extra =
+                       natten_bit(NATTEN_D_ADDITIONAL_KEY) | natten_bit(NATTEN_D_ADDITIONAL_VALUE);
+    const uint64_t wanted = p->additional_tokens ? all | extra : all;
+    *s = (na_sm90_back){.batches = p->batch, .kv_heads = p->kv_heads, .adds = 1};
+    if (!(p->preferences & NATTEN_PREFER_KV_PARALLEL))
+        return "KV parallelism is not allowed";
+    if ((p->roles & wanted) != wanted)
+        return "not all gradients are wanted";
+    if (na_has(p, NATTEN_RPB))
+        return "there is a position bias";
+    for (int a = 0; p->additional_tokens && a < 3; a++)
+        if (p->axis[a].dilation > 1)
+            return "there are additional tokens and a dilation";
+    if (!add_pass(p, device, NA_SM90_D_ALL, 3, 0, s) ||
+        (p->additional_tokens && !add_pass(p, device, NA_SM90_D_ALL, 3, 1, s)))
+        return "three sums do not fit into registers and shared memory";
+    return NULL;
 }
 
-static natten_layout in_line(natten_layout layout)
+/* ----------------------------------------------------------------------------------------------
+ * workspace */
+
+static double input_bytes(const natten_problem *p)
 {
-    layout.axis[2] = layout.axis[0];
-    return layout;
+    double keys = (double)p->additional_tokens, queries = (double)na_sm90_query_tokens(p);
+    keys += (double)p->axis[0].key_extent * (double)p->axis[1].key_extent *
+            (double)p->axis[2].key_extent;
+    return 2 * (double)p->batch *
+           (queries * (double)p->heads * (double)p->head_dim +
+            keys * (double)p->kv_heads * (double)(p->head_dim + p->value_dim));
 }
 
-/* Sizes; 0: too many work items. */
-static int fill_arguments(const natten_problem *p, pass *pass)
+/* The sizes of a turn's workspace, in bytes; returns their sum. */
+static double size_turn(const natten_problem *whole, na_sm90_back *s)
 {
-    int of_keys = pass->config.what == NA_SM90_D_KEY;
-    na_sm90_backward *arguments = &pass->arguments;
-    const natten_problem seen = pass->of_extra ? extra_problem(p) : *p;
-    int fits = na_sm90_walk_of(&seen, &pass->config, na_sm90_is_flat(p), &arguments->walk);
-    arguments->scale = (float)p->scale;
-    arguments->scale_log2 = (float)(p->scale * 1.4426950408889634);
+    const natten_problem p = na_sm90_turn(whole, s, 0, 0);
+    double heads = (double)(p.batch * p.heads), sums = heads * (double)p.head_dim * sizeof(float);
+    double pairs = heads * (double)na_sm90_query_tokens(&p) * NA_SM90_PAIR * sizeof(float);
     for (int a = 0; a < 3; a++)
-        arguments->extent[a] = (int)p->axis[a].query_extent;
-    arguments->layout[0] = p->layout[of_keys ? NATTEN_D_KEY : NATTEN_D_QUERY];
-    arguments->layout[1] = p->layout[NATTEN_D_VALUE];
-    na_sm90_bias_of(p, &arguments->bias);
-    for (int a = 0; a < 3; a++)
-        arguments->bias_sums.extent[a] = (int)(2 * p->axis[a].window - 1);
-    if (pass->of_extra) {
-        arguments->layout[0] = in_line(p->layout[NATTEN_D_ADDITIONAL_KEY]);
-        arguments->layout[1] = in_line(p->layout[NATTEN_D_ADDITIONAL_VALUE]);
-    }
-    return fits;
+        sums *= na_sm90_sum_extent((int)p.axis[a].query_extent, (int)p.axis[a].dilation);
+    s->pair_bytes = (size_t)pairs;
+    s->sum_bytes = s->adds ? (size_t)sums : 0;
+    return pairs + (s->adds ? sums : 0) + (double)s->count * (double)p.batch * sizeof(int);
 }
 
-static natten_status load_pass(natten_plan *plan, const na_device *device, pass *pass)
+static int64_t even_share(int64_t count, double most)
 {
+    int64_t turns = most >= (double)count ? 1
+                    : most <= 1           ? count
+                                          : (count + (int64_t)most - 1) / (int64_t)most;
+    return (count + turns - 1) / turns;
+}
+
+/* As many batches and heads at a time as the preference allows, but at least one of each. */
+static void size_workspace(const natten_problem *p, na_sm90_back *s)
+{
+    double limit =
+        p->preferences & NATTEN_PREFER_LITTLE_MEMORY ? input_bytes(p) / 4 : input_bytes(p);
+    double all = size_turn(p, s);
+    if (!s->adds || p->preferences & NATTEN_PREFER_MUCH_MEMORY || all <= limit)
+        return;
+    s->batches = even_share(p->batch, limit / (all / (double)p->batch));
+    if (size_turn(p, s) > limit)
+        s->kv_heads = even_share(p->kv_heads, limit / (all / (double)(p->batch * p->kv_heads)));
+    size_turn(p, s);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * planning */
+
+static natten_status load_pass(natten_plan *plan, const na_device *device, na_sm90_back *s,
+                               na_sm90_pass *pass)
+{
+    const natten_problem p = na_sm90_turn(&plan->problem, s, 0, 0);
     na_special special;
-    int items = pass->arguments.walk.items, blocks = device->multiprocessors;
-    special_of(&plan->problem, pass, &special);
+    na_sm90_backward arguments;
+    if (!na_sm90_pass_arguments(&p, pass, &arguments))
+        return na_refuse(plan, "too many tiles");
+    int items = arguments.walk.items, blocks = device->multiprocessors;
+    special_of(&p, pass, &special);
     pass->launch.blocks = items < blocks ? items : blocks;
     pass->launch.threads = NA_SM90_WARPGROUP * (pass->config.groups + 1);
     pass->launch.shared_bytes = pass->config.shared_bytes;
     return na_sm90_load(plan, device, &special, "na_sm90_backward_kernel", &pass->launch);
 }
 
-static natten_status load_delta(natten_plan *plan, const na_device *device, state *s)
+/* The kernels before and after: as many blocks as there are groups of 4 rows, up to a limit. */
+static natten_status load_rows(natten_plan *plan, const na_device *device, const na_sm90_back *s,
+                               const na_special *special, const char *name, na_launch *launch)
 {
-    const natten_problem *p = &plan->problem;
-    na_sm90_delta *arguments = &s->delta_arguments;
-    na_special special;
-    special_of_delta(p, &special);
-    int64_t rows = p->batch * p->heads;
-    for (int a = 0; a < 3; a++) {
-        arguments->extent[a] = (int)p->axis[a].query_extent;
-        rows *= p->axis[a].query_extent;
-    }
-    arguments->heads = (int)p->heads;
-    arguments->step = (int)p->axis[2].dilation;
-    arguments->rows = (int)rows;
-    arguments->out_layout = p->layout[NATTEN_OUT];
-    arguments->d_out_layout = p->layout[NATTEN_D_OUT];
-    arguments->lse_layout = p->layout[NATTEN_LSE];
-    arguments->d_lse_layout = p->layout[NATTEN_D_LSE];
-    int64_t blocks = (rows + 3) / 4, most = (int64_t)device->multiprocessors * MOST_DELTA_BLOCKS;
-    s->delta.blocks = blocks < most ? blocks : most;
-    s->delta.threads = NA_SM90_WARPGROUP;
-    s->pair_bytes = (size_t)rows * NA_SM90_PAIR * sizeof(float);
-    return na_sm90_load(plan, device, &special, "na_sm90_delta_kernel", &s->delta);
+    int64_t blocks = ((int64_t)(s->pair_bytes / (NA_SM90_PAIR * sizeof(float))) + 3) / 4;
+    int64_t most = (int64_t)device->multiprocessors * MOST_BLOCKS;
+    launch->blocks = blocks < most ? blocks : most;
+    launch->threads = NA_SM90_WARPGROUP;
+    return na_sm90_load(plan, device, special, name, launch);
 }
 
 /* What adds up the gradient of the bias, after the pass that gives d_query, which is the first. */
-static natten_status load_bias(natten_plan *plan, const na_device *device, state *s)
+static natten_status load_bias(natten_plan *plan, const na_device *device, na_sm90_back *s)
 {
     const natten_problem *p = &plan->problem;
-    const pass *pass = &s->passes[0];
-    const na_sm90_walk *walk = &pass->arguments.walk;
+    const na_sm90_pass *pass = &s->passes[0];
+    na_sm90_backward of_pass;
     na_sm90_bias_end *arguments = &s->bias_arguments;
     na_special special;
     special_of_bias(p, &special);
+    na_sm90_pass_arguments(p, pass, &of_pass);
     arguments->entries = 1;
     arguments->head = p->layout[NATTEN_D_RPB].head;
     for (int a = 0; a < 3; a++) {
         arguments->step[a] = p->layout[NATTEN_D_RPB].axis[a];
-        arguments->extent[a] = pass->arguments.bias_sums.extent[a];
+        arguments->extent[a] = of_pass.bias_sums.extent[a];
         arguments->entries *= arguments->extent[a];
     }
-    int64_t rows = p->heads * (walk->flat ? p->batch : 1);
+    int64_t rows = p->heads * (of_pass.walk.flat ? p->batch : 1);
     arguments->heads = (int)p->heads;
     arguments->batches = (int)p->batch;
-    arguments->parts_of_head = (int)(walk->items / rows) * pass->config.groups;
+    arguments->parts_of_head = (int)(of_pass.walk.items / rows) * pass->config.groups;
     s->bias_bytes = (size_t)(p->batch * p->heads) * (size_t)arguments->parts_of_head *
                     (size_t)arguments->entries * sizeof(float);
     int64_t blocks = (p->heads * arguments->entries + NA_SM90_BIAS_BLOCK - 1) / NA_SM90_BIAS_BLOCK;
-    int64_t most = (int64_t)device->multiprocessors * MOST_DELTA_BLOCKS;
+    int64_t most = (int64_t)device->multiprocessors * MOST_BLOCKS;
     s->bias.blocks = blocks < most ? blocks : most;
     s->bias.threads = NA_SM90_WARPGROUP;
     s->bias.shared_bytes = NA_SM90_WARPGROUP * (int)sizeof(float);
     return na_sm90_load(plan, device, &special, "na_sm90_bias_kernel", &s->bias);
 }
 
-static natten_status run_backward(const natten_plan *plan, const natten_run *run);
-
-static natten_status prepare(natten_plan *plan, const na_device *device, state *s)
+static natten_status load(natten_plan *plan, const na_device *device, na_sm90_back *s)
 {
-    if (!find_passes(&plan->problem, device, s))
-        return na_refuse(plan, "no tiles fit");
     natten_status status = NATTEN_OK;
-    for (int i = 0; i < s->count; i++)
-        if (!fill_arguments(&plan->problem, &s->passes[i]))
-            return na_refuse(plan, "too many tiles");
+    na_special special;
     for (int i = 0; status == NATTEN_OK && i < s->count; i++)
-        status = load_pass(plan, device, &s->passes[i]);
+        status = load_pass(plan, device, s, &s->passes[i]);
     if (status == NATTEN_OK && na_has(&plan->problem, NATTEN_D_RPB))
         status = load_bias(plan, device, s);
-    return status == NATTEN_OK ? load_delta(plan, device, s) : status;
+    if (status != NATTEN_OK)
+        return status;
+    special_of_delta(&plan->problem, &special);
+    status = load_rows(plan, device, s, &special, "na_sm90_delta_kernel", &s->delta);
+    if (status != NATTEN_OK || !s->adds)
+        return status;
+    special_of_convert(&plan->problem, &special);
+    return load_rows(plan, device, s, &special, "na_sm90_convert_kernel", &s->convert);
+}
+
+/* Says which of the two ways was taken, and why. */
+static void say(natten_plan *plan, const na_sm90_back *s, const char *why)
+{
+    const natten_problem *p = &plan->problem;
+    const uint64_t memory = NATTEN_PREFER_LITTLE_MEMORY | NATTEN_PREFER_MUCH_MEMORY;
+    if (!s->adds) {
+        na_refuse(plan, "d_query, d_key and d_value in the same order every time, as %s", why);
+        return;
+    }
+    plan->honours |= NATTEN_PREFER_KV_PARALLEL | (p->preferences & memory);
+    int64_t turns = ((p->batch + s->batches - 1) / s->batches) *
+                    ((p->kv_heads + s->kv_heads - 1) / s->kv_heads);
+    na_refuse(plan,
+              "in one kernel that adds d_query up in any order, as KV parallelism is allowed; %lld "
+              "of %lld times %lld heads of keys at a time",
+              (long long)turns, (long long)s->batches, (long long)s->kv_heads);
+}
+
+/* One kernel, or several, or not at all. */
+static natten_status prepare(natten_plan *plan, const na_device *device, na_sm90_back *s)
+{
+    const char *why = find_one_pass(&plan->problem, device, s);
+    if (why && !find_passes(&plan->problem, device, s))
+        return na_refuse(plan, "no tiles fit");
+    size_workspace(&plan->problem, s);
+    natten_status status = load(plan, device, s);
+    if (status == NATTEN_OK)
+        say(plan, s, why);
+    return status;
+}
+
+static int is_chosen(const natten_plan *plan)
+{
+    return PROVED_ON_A_GPU || na_sm90_is_asked_for(plan);
 }
 
 natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
@@ -273,11 +333,11 @@ natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
     natten_status status = na_sm90_device_of(plan, &device);
     if (status == NATTEN_OK)
         status = check(plan);
-    if (status == NATTEN_OK && !na_sm90_is_asked_for(plan))
+    if (status == NATTEN_OK && !is_chosen(plan))
         return na_refuse(plan, "not yet proved on a GPU: ask for it by name");
     if (status != NATTEN_OK)
         return status;
-    state *s = calloc(1, sizeof *s);
+    na_sm90_back *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     status = prepare(plan, device, s);
@@ -285,149 +345,53 @@ natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
         free(s);
         return status;
     }
-    s->batches = na_sm90_is_flat(&plan->problem) ? 1 : (int)plan->problem.batch;
-    plan->workspace =
-        s->pair_bytes + s->bias_bytes + (size_t)s->count * (size_t)s->batches * sizeof(int);
+    int64_t launches = na_sm90_is_flat(&plan->problem) ? 1 : s->batches;
+    plan->workspace = s->pair_bytes + s->sum_bytes + s->bias_bytes +
+                      (size_t)s->count * (size_t)launches * sizeof(int);
     plan->state = s;
-    plan->run = run_backward;
+    plan->run = na_sm90_run_backward;
     return NATTEN_OK;
 }
+
+/* ----------------------------------------------------------------------------------------------
+ * beforehand */
 
 int na_sm90_backward_specials(const natten_problem *p, const na_device *device,
                               na_special specials[NA_SM90_BACKWARD_TEXTS])
 {
-    state s = {.count = 0};
-    if (!find_passes(p, device, &s))
+    na_sm90_back s;
+    if (find_one_pass(p, device, &s) && !find_passes(p, device, &s))
         return 0;
     for (int i = 0; i < s.count; i++)
         special_of(p, &s.passes[i], &specials[i]);
-    special_of_delta(p, &specials[s.count]);
+    special_of_delta(p, &specials[s.count++]);
+    if (s.adds)
+        special_of_convert(p, &specials[s.count++]);
     if (na_has(p, NATTEN_D_RPB))
-        special_of_bias(p, &specials[++s.count]);
-    return s.count + 1;
+        special_of_bias(p, &specials[s.count++]);
+    return s.count;
 }
 
-/* ----------------------------------------------------------------------------------------------
- * running */
-
-static natten_status map_residents(const natten_plan *plan, const pass *pass, char **data,
-                                   const na_sm90_boxes *boxes, na_sm90_backward *arguments)
+void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device, int chosen)
 {
-    static const natten_role roles[][2] = {{NATTEN_QUERY, NATTEN_D_OUT},
-                                           {NATTEN_KEY, NATTEN_VALUE},
-                                           {NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE}};
-    const natten_problem *p = &plan->problem;
-    int side = pass->config.what == NA_SM90_D_KEY;
-    natten_status status = NATTEN_OK;
-    for (int i = 0; status == NATTEN_OK && i < 2; i++) {
-        natten_role role = roles[side + pass->of_extra][i], visitor = roles[!side][i];
-        na_sm90_boxes resident = *boxes, visitors = *boxes;
-        resident.role = role;
-        resident.heads = pass->config.pack;
-        memcpy(resident.box, pass->config.sub, sizeof resident.box);
-        visitors.role = visitor;
-        memcpy(visitors.box, pass->config.tile, sizeof visitors.box);
-        status = pass->of_extra ? na_sm90_map_extra(p, role, data[role], NA_SM90_ROWS, boxes->flat,
-                                                    &arguments->resident[i])
-                                : na_sm90_map(p, &resident, data[role], &arguments->resident[i]);
-        if (status == NATTEN_OK)
-            status = na_sm90_map(p, &visitors, data[visitor], &arguments->visitor[i]);
-        if (status == NATTEN_OK && !side && p->additional_tokens)
-            status = na_sm90_map_extra(p, roles[2][i], data[roles[2][i]],
-                                       na_sm90_visitors(&pass->config), 1, &arguments->extra[i]);
-    }
-    return status;
-}
-
-static float *bias_parts(const state *s, const natten_run *run)
-{
-    return (float *)((char *)run->workspace + s->pair_bytes);
-}
-
-static natten_status run_bias(const natten_plan *plan, const natten_run *run)
-{
-    const state *s = plan->state;
-    na_sm90_bias_end arguments = s->bias_arguments;
-    arguments.parts = bias_parts(s, run);
-    arguments.d_bias = run->data[NATTEN_D_RPB];
-    return na_launch_run(&s->bias, run->stream, &arguments);
-}
-
-static natten_status run_pass(const natten_plan *plan, const natten_run *run, const pass *pass,
-                              int batch, int *counter)
-{
-    const natten_problem *p = &plan->problem;
-    const state *s = plan->state;
-    na_sm90_backward arguments = pass->arguments;
-    na_sm90_boxes boxes = {.flat = arguments.walk.flat, .heads = 1};
-    char *data[NATTEN_ROLES];
-    float *pairs =
-        (float *)run->workspace + (int64_t)(s->pair_bytes / sizeof(float)) / p->batch * batch;
-    na_sm90_addresses(p, run, batch, data);
-    for (int a = 0; a < 3; a++) {
-        boxes.box[a] = pass->config.tile[a];
-        boxes.step[a] = pass->of_extra ? 1 : (int)p->axis[a].dilation;
-    }
-    arguments.pair = pairs;
-    arguments.walk.counter = counter;
-    arguments.bias.entries = run->data[NATTEN_RPB];
-    arguments.bias_sums.parts =
-        bias_parts(s, run) + (int64_t)(s->bias_bytes / sizeof(float)) / s->batches * batch;
-    arguments.out[0] = data[pass->of_extra                       ? NATTEN_D_ADDITIONAL_KEY
-                            : pass->config.what == NA_SM90_D_KEY ? NATTEN_D_KEY
-                                                                 : NATTEN_D_QUERY];
-    arguments.out[1] = data[pass->of_extra ? NATTEN_D_ADDITIONAL_VALUE : NATTEN_D_VALUE];
-    natten_status status = map_residents(plan, pass, data, &boxes, &arguments);
-    if (status == NATTEN_OK && pass->config.what == NA_SM90_D_KEY)
-        status = na_sm90_map_pairs(p, &boxes, pairs, &arguments.pairs);
-    return status == NATTEN_OK ? na_launch_run(&pass->launch, run->stream, &arguments) : status;
-}
-
-static natten_status run_delta(const natten_plan *plan, const natten_run *run)
-{
-    const state *s = plan->state;
-    na_sm90_delta arguments = s->delta_arguments;
-    arguments.out = run->data[NATTEN_OUT];
-    arguments.d_out = run->data[NATTEN_D_OUT];
-    arguments.lse = run->data[NATTEN_LSE];
-    arguments.d_lse = na_has(&plan->problem, NATTEN_D_LSE) ? run->data[NATTEN_D_LSE] : NULL;
-    arguments.pairs = run->workspace;
-    return na_launch_run(&s->delta, run->stream, &arguments);
-}
-
-static natten_status run_all(const natten_plan *plan, const natten_run *run)
-{
-    const char *why;
-    const na_driver *cuda = na_driver_find(&why);
-    const state *s = plan->state;
-    /* Items in which there is nothing leave their parts of the bias' gradient as they are. */
-    float *parts = bias_parts(s, run);
-    int *counter = (int *)((char *)parts + s->bias_bytes);
-    size_t words = (plan->workspace - s->pair_bytes) / sizeof(int);
-    natten_status status =
-        na_driver_check(cuda->cuMemsetD32Async((uint64_t)(uintptr_t)parts, 0, words, run->stream),
-                        "cuMemsetD32Async");
-    if (status == NATTEN_OK)
-        status = run_delta(plan, run);
-    for (int i = 0; i < s->count; i++)
-        for (int batch = 0; status == NATTEN_OK && batch < s->batches; batch++)
-            status = run_pass(plan, run, &s->passes[i], batch, counter++);
-    return status == NATTEN_OK && s->bias.function ? run_bias(plan, run) : status;
-}
-
-static natten_status run_backward(const natten_plan *plan, const natten_run *run)
-{
-    na_context context;
-    if (!na_sm90_is_aligned(&plan->problem, run))
-        return na_sm90_run_unaligned(plan, run);
-    if (!run->workspace || (uintptr_t)run->workspace % 16)
-        return na_fail(NATTEN_ERROR_ARGUMENT,
-                       "The run needs %zu bytes of workspace at a multiple of 16, got %p.",
-                       plan->workspace, run->workspace);
-    natten_status status = na_context_enter((int)plan->problem.device_index, &context);
-    if (status != NATTEN_OK)
-        return status;
-    status = run_all(plan, run);
-    na_context_leave(context);
-    return status;
+    natten_plan back = {.problem = plan->problem};
+    na_special specials[NA_SM90_BACKWARD_TEXTS];
+    natten_problem *p = &back.problem;
+    if (p->op != NATTEN_FORWARD || !na_has(p, NATTEN_LSE))
+        return;
+    /* All gradients, laid out like what they belong to, as a training step wants them. */
+    for (int role = 0; role < NATTEN_D_QUERY; role++)
+        if (na_has(p, role)) {
+            p->roles |= natten_bit(role + NATTEN_D_QUERY);
+            p->layout[role + NATTEN_D_QUERY] = p->layout[role];
+        }
+    p->roles &= ~natten_bit(NATTEN_D_LSE);
+    p->op = NATTEN_BACKWARD;
+    int count = 0;
+    if ((PROVED_ON_A_GPU || chosen) && check(&back) == NATTEN_OK)
+        count = na_sm90_backward_specials(p, device, specials);
+    for (int i = 0; i < count; i++)
+        na_jit_prepare(&specials[i]);
+    if (!count)
+        na_reference_prepare_backward(plan, device);
 }

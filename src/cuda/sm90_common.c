@@ -114,7 +114,7 @@ int na_sm90_is_flat(const natten_problem *p)
 
 int na_sm90_walk_of(const natten_problem *p, const na_sm90_config *c, int flat, na_sm90_walk *walk)
 {
-    int of_keys = c->what == NA_SM90_D_KEY;
+    int of_keys = na_sm90_is_of_keys(c->what);
     double items = 1;
     for (int a = 0; a < 3; a++) {
         const natten_axis *from = &p->axis[a];
@@ -230,6 +230,8 @@ static natten_status make_map(na_tensor_map *map, int type, void *data,
                               const int64_t extents[MAP_AXES], const int64_t strides[MAP_AXES],
                               const int64_t boxes[MAP_AXES], const int64_t steps[MAP_AXES])
 {
+    /* Rows of 128 bytes, as products read them and as columns of sums are stored. */
+    const int64_t row = boxes[0] * (type == MAP_F32 ? 4 : 2);
     const char *why;
     const na_driver *cuda = na_driver_find(&why);
     uint64_t extent[MAP_AXES], bytes[MAP_AXES];
@@ -240,7 +242,7 @@ static natten_status make_map(na_tensor_map *map, int type, void *data,
         box[i] = (uint32_t)(boxes[i] * steps[i]);
         step[i] = (uint32_t)steps[i];
     }
-    int swizzle = type == MAP_F32 ? MAP_SWIZZLE_NONE : MAP_SWIZZLE_128_BYTES;
+    int swizzle = row == 128 ? MAP_SWIZZLE_128_BYTES : MAP_SWIZZLE_NONE;
     return na_driver_check(cuda->cuTensorMapEncodeTiled(map, type, MAP_AXES, data, extent,
                                                         bytes + 1, box, step, 0, swizzle,
                                                         MAP_L2_128_BYTES, 0),
@@ -286,6 +288,21 @@ natten_status na_sm90_map_pairs(const natten_problem *p, const na_sm90_boxes *b,
     const int64_t strides[] = {1, NA_SM90_PAIR, row, b->flat ? head * p->heads : plane, head};
     const int64_t boxes[] = {NA_SM90_PAIR, b->box[2], b->box[1], b->flat ? 1 : b->box[0], 1};
     const int64_t steps[] = {1, b->step[2], b->step[1], b->flat ? 1 : b->step[0], 1};
+    return make_map(map, MAP_F32, data, extents, strides, boxes, steps);
+}
+
+natten_status na_sm90_map_sums(const natten_problem *p, const na_sm90_boxes *b, void *data,
+                               na_tensor_map *map)
+{
+    int64_t n[3];
+    for (int a = 0; a < 3; a++)
+        n[a] = na_sm90_sum_extent((int)p->axis[a].query_extent, (int)p->axis[a].dilation);
+    const int64_t row = p->head_dim * n[2], plane = row * n[1], head = plane * n[0];
+    const int64_t extents[] = {p->head_dim, n[2], n[1], b->flat ? p->batch : n[0], p->heads};
+    const int64_t strides[] = {1, p->head_dim, row, b->flat ? head * p->heads : plane, head};
+    const int64_t boxes[] = {NA_SM90_ADDED_COLUMNS, b->box[2], b->box[1], b->flat ? 1 : b->box[0],
+                             1};
+    const int64_t steps[] = {1, 1, 1, 1, 1};
     return make_map(map, MAP_F32, data, extents, strides, boxes, steps);
 }
 

@@ -4,6 +4,8 @@
  *   NA_SIDE 0: residents are queries, visitors keys     d_query = scale * sum of ds key
  *   NA_SIDE 1: residents are keys, visitors queries     d_key = scale * sum of ds query
  *                                                       d_value = sum of p d_out
+ * NA_SIDE 1 with NA_ADDS 1 is all in one kernel: d_query, too, is added up there, which is done by
+ * atomics (sm90_adds.h).
  * Blocks, items, boxes, notes and masks are those of sm90_forward.cu. Which queries visit a key is
  * an interval along each axis (na_visitors_of), so that both kernels go the same way. Where heads
  * of queries share keys, their visits follow each other in one item. Additional tokens visit
@@ -16,9 +18,10 @@
  *
  * Parameters: NA_DTYPE, NA_DIM, NA_VALUE_DIM, NA_SUB_0..2, NA_PACK (1 for keys), NA_GROUPS,
  * NA_STACK, NA_TILE_0..2, NA_VISITORS their product, NA_POSITIONS, NA_EXTRA: as in sm90_forward.cu;
- * NA_SIDE; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2; NA_MASKS, 0
- * where every visitor meets every resident; NA_SCALED, NA_BIAS: as there; NA_BIAS_ENTRIES: where
- * d_query is given the gradient of the bias is as well, if it has no more entries; 0: it is not. */
+ * NA_SIDE; NA_ADDS; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2;
+ * NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS: as there;
+ * NA_BIAS_ENTRIES: where d_query is given the gradient of the bias is as well, if it has no more
+ * entries; 0: it is not. */
 #include "device/sm90_backward.h"
 #include "device/words/hopper.h"
 
@@ -37,6 +40,11 @@
 #define NA_PRODUCT_N NA_VALUE_DIM
 #define NA_PRODUCT_B 1
 #include "device/words/wgmma_tmpl.h"
+#define NA_PRODUCT parts
+#define NA_PRODUCT_N NA_DIM
+#define NA_PRODUCT_A 1
+#define NA_PRODUCT_B 1
+#include "device/words/wgmma_tmpl.h"
 
 #include "device/sm90_items.h"
 
@@ -53,20 +61,22 @@ enum {
     FIRST_FULL = RESIDENT_EMPTY + NA_GROUPS, /* what has NA_DIM channels, and pairs */
     SECOND_FULL = FIRST_FULL + NA_STAGES,    /* what has NA_VALUE_DIM channels */
     EMPTY = SECOND_FULL + NA_STAGES,
-    GATES = EMPTY + NA_STAGES
+    PART_FULL = EMPTY + NA_STAGES,
+    PART_EMPTY = PART_FULL + (NA_ADDS ? NA_SM90_PARTS : 0),
+    GATES = PART_EMPTY + (NA_ADDS ? NA_SM90_PARTS : 0)
 };
 
 NA_WORD na_sm90_back_shared places(void)
 {
-    return na_sm90_back_shared_of(NA_SIDE, NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS, NA_STAGES,
-                                  TABLE_WORDS + BIAS_WORDS);
+    return na_sm90_back_shared_of(NA_SIDE, NA_ADDS, NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS,
+                                  NA_STAGES, (TABLE_WORDS + BIAS_WORDS) * (int)sizeof(cell));
 }
 
 NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
 
 NA_WORD int *note_of(int stage)
 {
-    return (int *)((unsigned char *)na_shared() + places().note) + stage * NOTE_WORDS;
+    return (int *)((unsigned char *)na_shared() + places().note + stage * places().note_bytes);
 }
 
 NA_WORD uint32_t resident_at(int group, int which)
@@ -103,6 +113,10 @@ typedef struct consumer {
     uint32_t resident_phase;
     float sums[NA_DIM / 2], value_sums[NA_VALUE_DIM / 2];
     float lse[2], delta[2]; /* of the two rows, where they are queries */
+    /* Of sm90_adds.h. matrix: where this lane's row of a matrix lies in a tile whose rows have 128
+     * bytes; matrices to the right are at this, exclusive or 32, 64 and 96. */
+    int pending;
+    uint32_t parts, matrix;
 } consumer;
 
 NA_WORD void hold(float *values, int count)
@@ -167,6 +181,12 @@ NA_WORD void mask(const na_sm90_backward *p, const consumer *s, float *scores, c
     } else if (NA_MASKS && kind >> s->seat.group & MASK) {
         int at[3] = {note[0], note[1], note[2]};
         NA_JOIN(mask_, NA_VISITORS)(&p->walk, &s->seat, scores, at, 0);
+    } else if (NA_ADDS && kind >> s->seat.group & MASK) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int token[3], there = find_row(&p->walk, &s->seat, s->seat.row + 8 * r, token);
+            NA_JOIN(keep_range_, NA_VISITORS)(&s->seat, scores, r, 0, there ? NA_VISITORS : 0);
+        }
     }
 #if NA_BIAS
     if (!(kind & EXTRA)) {
@@ -177,12 +197,19 @@ NA_WORD void mask(const na_sm90_backward *p, const consumer *s, float *scores, c
 #endif
 }
 
-/* The pair of the two columns of 8 that this thread has: lse, then delta. */
-NA_WORD const float *pair_of(const consumer *s, int n)
+/* Of the two columns of 8 that this thread has: lse (which 0) or delta (2). Queries that visit
+ * additional tokens are neighbors on the map, not in a dilation group as in a pair. */
+NA_WORD void load_pair(const consumer *s, int n, int which, float *pair)
 {
     const float *pairs = (const float *)((const unsigned char *)na_shared() + places().pair +
                                          s->stage.stage * places().pair_bytes);
-    return pairs + (8 * n + s->seat.column) * NA_SM90_PAIR;
+    pairs += (8 * n + s->seat.column) * NA_SM90_PAIR + which;
+    if (NA_MASKS) {
+        na_load_8_bytes(pairs, pair);
+    } else {
+        pair[0] = pairs[0];
+        pair[1] = pairs[NA_SM90_PAIR];
+    }
 }
 
 /* Scores become weights p. */
@@ -192,7 +219,7 @@ NA_WORD void weigh(const na_sm90_backward *p, const consumer *s, float *scores)
     for (int n = 0; n < NA_VISITORS / 8; n++) {
         float lse[2];
         if (NA_SIDE)
-            na_load_8_bytes(pair_of(s, n), lse);
+            load_pair(s, n, 0, lse);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             scores[4 * n + i] = na_exp2(na_fma(scores[4 * n + i], NA_SCALED ? 1 : p->scale_log2,
@@ -208,7 +235,7 @@ NA_WORD void differentiate(const consumer *s, const float *weights, const float 
     for (int n = 0; n < NA_VISITORS / 8; n++) {
         float delta[2], d[4];
         if (NA_SIDE)
-            na_load_8_bytes(pair_of(s, n) + 2, delta);
+            load_pair(s, n, 2, delta);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             d[i] = weights[4 * n + i] *
@@ -226,6 +253,23 @@ NA_WORD void differentiate(const consumer *s, const float *weights, const float 
 NA_WORD void give_stage(const consumer *s)
 {
     na_gate_arrive_if(gate(s->base, EMPTY + s->stage.stage), !s->seat.lane);
+}
+
+#include "device/sm90_adds.h"
+
+/* A tile that the warpgroup leaves out can be given back before all of it has come: the other
+ * warpgroup waits for it, or nothing was loaded. */
+NA_WORD void pass(consumer *s, const int *note, int kind)
+{
+    uint32_t none[WEIGHTS];
+#pragma unroll
+    for (int i = 0; i < WEIGHTS; i++)
+        none[i] = 0;
+    if (NA_ADDS && is_visited(kind)) {
+        put_part(s, none);
+        take_target(s, note);
+    }
+    give_stage(s);
 }
 
 /* One tile of visitors. */
@@ -260,6 +304,8 @@ NA_WORD void step(const na_sm90_backward *p, consumer *s, const int *note, int k
         add_value_sums(s, weights);
     if (GIVES_SUMS) {
         differentiate(s, scores, d_weights, packed);
+        if (NA_ADDS)
+            put_part(s, packed);
         add_sums(s, packed);
     }
     na_product_wait();
@@ -267,6 +313,8 @@ NA_WORD void step(const na_sm90_backward *p, consumer *s, const int *note, int k
         hold(s->value_sums, NA_VALUE_DIM / 2);
     if (GIVES_SUMS)
         hold(s->sums, NA_DIM / 2);
+    if (NA_ADDS)
+        take_target(s, note);
     give_stage(s);
 #if NA_BIAS_ENTRIES
     if (!(kind & EXTRA))
@@ -305,6 +353,7 @@ NA_WORD void begin_item(const na_sm90_backward *p, consumer *s)
 #pragma unroll
     for (int i = 0; i < NA_VALUE_DIM / 2; i++)
         s->value_sums[i] = 0;
+    s->pending = 0;
     na_gate_wait(gate(s->base, RESIDENT_FULL + s->seat.group), s->resident_phase);
     s->resident_phase ^= 1;
 }
@@ -327,6 +376,18 @@ NA_WORD void finish_item(const na_sm90_backward *p, consumer *s)
     }
 }
 
+/* The residents are read no more. Where d_query is added up, a warpgroup reads the other's keys,
+ * and both have to give them back. */
+NA_WORD void give_residents(const na_sm90_backward *p, consumer *s)
+{
+    if (NA_ADDS)
+        finish_parts(p, s);
+#pragma unroll
+    for (int g = 0; g < NA_GROUPS; g++)
+        if (NA_ADDS || g == s->seat.group)
+            na_gate_arrive_if(gate(s->base, RESIDENT_EMPTY + g), !s->seat.lane);
+}
+
 NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
 {
     consumer s;
@@ -335,6 +396,7 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
     s.base = base;
     s.stage.stage = 0;
     s.stage.phase = s.resident_phase = 0;
+    start_parts(&s);
     for (;;) {
         na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
         if (na_uniform(note_of(s.stage.stage)[NOTE_KIND]) & END)
@@ -344,20 +406,29 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
             na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
             const int *note = note_of(s.stage.stage);
             kind = na_uniform(note[NOTE_KIND]);
-            /* A tile left out can be given back before all of it has come: the other warpgroup
-             * waits for it, or nothing was loaded. */
             if (kind >> group & SKIP)
-                give_stage(&s);
+                pass(&s, note, kind);
             else
                 step(p, &s, note, kind);
+            if (NA_ADDS && is_visited(kind))
+                follow_part(p, &s);
             next(&s.stage, NA_STAGES);
         } while (!(kind & LAST));
-        na_gate_arrive_if(gate(base, RESIDENT_EMPTY + group), !s.seat.lane);
+        give_residents(p, &s);
         finish_item(p, &s);
 #if NA_BIAS_ENTRIES
         store_bias_sums(p, &s.seat);
 #endif
     }
+    if (NA_ADDS)
+        end_parts();
+}
+
+NA_WORD int arrivals_of(int gate)
+{
+    if (gate >= PART_EMPTY || (!NA_ADDS && gate >= RESIDENT_EMPTY && gate < FIRST_FULL))
+        return 4;
+    return gate >= EMPTY || (gate >= RESIDENT_EMPTY && gate < FIRST_FULL) ? ARRIVALS : 1;
 }
 
 NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1))
@@ -366,9 +437,7 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
     int warpgroup = na_uniform(na_thread() >> 7);
     if (na_thread() == 0) {
         for (int i = 0; i < GATES; i++)
-            na_gate_init(gate(base, i), i >= EMPTY                              ? ARRIVALS
-                                        : i >= RESIDENT_EMPTY && i < FIRST_FULL ? 4
-                                                                                : 1);
+            na_gate_init(gate(base, i), arrivals_of(i));
         na_fence_async();
     }
     na_barrier();

@@ -4,7 +4,20 @@
  *
  * Parameters: NA_SIDE, 0 where residents are queries, 1 where they are keys; NA_SUB_0..2, NA_PACK,
  * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS, NA_BIAS (sm90_forward.cu has them);
- * NA_BIAS_ENTRIES (sm90_backward.cu). */
+ * NA_BIAS_ENTRIES (sm90_backward.cu); NA_ADDS, 1 where what residents that are not there give would
+ * be added to something (sm90_adds.h). */
+#ifndef NA_ADDS
+#define NA_ADDS 0
+#endif
+/* A word of the mask tables, as many bits as needed where room is short. */
+#if !NA_ADDS
+typedef uint32_t cell;
+#elif NA_TILE_0 * NA_TILE_1 <= 8
+typedef uint8_t cell;
+#else
+typedef uint16_t cell;
+#endif
+
 enum {
     SUB_TOKENS = NA_SM90_ROWS / NA_PACK,
     TABLE_ROWS = NA_SUB_0 + NA_SUB_1 + NA_SUB_2,
@@ -36,8 +49,8 @@ enum {
 };
 
 /* A note: three words that say where the tile lies, its kind, and with the first tile of an item
- * the item. */
-enum { NOTE_WORDS = NA_SM90_NOTE_BYTES / 4, NOTE_KIND = 3, NOTE_ITEM = 4 };
+ * the item; where d_query is added up, also whereto. */
+enum { NOTE_WORDS = NA_SM90_NOTE_BYTES / 4, NOTE_KIND = 3, NOTE_ITEM = 4, NOTE_TARGET = 16 };
 
 typedef struct ring {
     int stage;
@@ -125,6 +138,8 @@ NA_WORD span span_of(const na_sm90_axis *axis, const work_item *t, int a, int gr
     na_window low = visitors_at(axis, t->residue[a], from);
     na_window high = visitors_at(axis, t->residue[a], to);
     span s = {low.first, high.first + high.count, high.first, low.first + low.count};
+    if (NA_ADDS && from + sub(a) > t->end[a])
+        s.inner_first = 1 << 29;
     return s;
 }
 

@@ -36,10 +36,10 @@ NA_WORD void NA_JOIN(mask_, NA_COLUMNS)(const na_sm90_walk *p, const seat *s, fl
 #if NA_POSITIONS
         /* Rows of NA_TILE_2 tokens: one, or two, for each 8 columns. */
         int step = 8 / NA_TILE_2;
-        const uint32_t *table = s->table;
-        uint32_t rows = ~0u, word[2];
-        uint32_t tokens = table[(NA_SUB_0 + NA_SUB_1 + place_of(row, 2)) * NA_POSITIONS + at[2]] >>
-                          (s->column & (NA_TILE_2 - 1));
+        const cell *table = s->table;
+        uint32_t rows = ~0u, word[2],
+                 tokens = table[(NA_SUB_0 + NA_SUB_1 + place_of(row, 2)) * NA_POSITIONS + at[2]];
+        tokens >>= s->column & (NA_TILE_2 - 1);
         if (MASKS_0)
             rows = table[place_of(row, 0) * NA_POSITIONS + at[0]];
         if (MASKS_1)
@@ -53,7 +53,8 @@ NA_WORD void NA_JOIN(mask_, NA_COLUMNS)(const na_sm90_walk *p, const seat *s, fl
         na_window visitors =
             visitors_at(&p->axis[2], t->residue[2], na_min(resident, t->end[2] - 1));
         int first = visitors.first - at[2] - from;
-        NA_JOIN(keep_range_, NA_COLUMNS)(s, scores, r, first, first + visitors.count);
+        int count = NA_ADDS && resident >= t->end[2] ? 0 : visitors.count;
+        NA_JOIN(keep_range_, NA_COLUMNS)(s, scores, r, first, first + count);
 #endif
     }
 }

@@ -27,6 +27,20 @@ NA_WORD void put_residents(const na_sm90_backward *p, producer *s)
     s->resident_phase ^= 1;
 }
 
+/* Where the tile's d_query is added. */
+NA_WORD void put_target(const na_sm90_backward *p, const producer *s, const int *at, int *to)
+{
+    int place[3];
+#pragma unroll
+    for (int a = 0; a < 3; a++)
+        place[a] =
+            na_sm90_sum_place(at[a], p->walk.axis[a].visitor_extent, p->walk.axis[a].rule.dilation);
+    to[0] = place[2];
+    to[1] = place[1];
+    to[2] = p->walk.flat ? s->item.batch : place[0];
+    to[3] = s->item.head * p->walk.share + s->visit;
+}
+
 NA_WORD void put_visitors(const na_sm90_backward *p, producer *s, const int *at, int extra)
 {
     int stage = s->stage.stage, flat = p->walk.flat || extra, batch = s->item.batch;
@@ -60,6 +74,8 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
         to[NOTE_KIND] |= s->visit << VISIT;
     if (is_first)
         *(work_item *)(to + NOTE_ITEM) = s->item;
+    if (NA_ADDS)
+        put_target(p, s, at, to + NOTE_TARGET);
     if ((note[NOTE_KIND] & nobody) == nobody) {
         na_gate_arrive(gate(s->base, FIRST_FULL + stage));
         na_gate_arrive(gate(s->base, SECOND_FULL + stage));

@@ -7,7 +7,7 @@
 typedef struct seat {
     int group, lane, row, column;
     const work_item *item;
-    uint32_t *table;
+    cell *table;
 } seat;
 
 NA_WORD void take_seat(seat *s, int group, int item_place, int table_place)
@@ -19,7 +19,7 @@ NA_WORD void take_seat(seat *s, int group, int item_place, int table_place)
     s->row = (thread >> 5) * 16 + (s->lane >> 2);
     s->column = (s->lane & 3) * 2;
     s->item = (const work_item *)(shared + item_place + group * NA_SM90_ITEM_WORDS * 4);
-    s->table = (uint32_t *)(shared + table_place) + group * (TABLE_WORDS + BIAS_WORDS);
+    s->table = (cell *)(shared + table_place) + group * (TABLE_WORDS + BIAS_WORDS);
 }
 
 NA_WORD uint32_t range(int from, int to, int limit)
@@ -60,13 +60,16 @@ NA_WORD uint32_t table_word(const na_sm90_walk *p, const work_item *t, int a, in
 
 NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t, int thread)
 {
-    for (int e = thread; e < TABLE_WORDS; e += 128) {
+    uint32_t begin = (uint32_t)thread;
+    if (NA_ADDS && TABLE_WORDS) /* no register is free for what follows from the number */
+        na_keep(&begin);
+    for (int e = (int)begin; e < TABLE_WORDS; e += 128) {
         int place = e / (NA_POSITIONS + !NA_POSITIONS),
             position = e % (NA_POSITIONS + !NA_POSITIONS);
         int a = place < NA_SUB_0 ? 0 : place < NA_SUB_0 + NA_SUB_1 ? 1 : 2;
         place -= a == 0 ? 0 : a == 1 ? NA_SUB_0 : NA_SUB_0 + NA_SUB_1;
         int resident = t->first[a] + offset(a, s->group) + place;
-        s->table[e] = table_word(p, t, a, resident, position);
+        s->table[e] = (cell)table_word(p, t, a, resident, position);
     }
     if (NA_BIAS && NA_POSITIONS && thread < 3)
         s->table[TABLE_WORDS + thread] =

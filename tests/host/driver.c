@@ -4,7 +4,11 @@
  * launch returns. The seed of the schedules comes from HOST_SEED, the driver's version from
  * HOST_DRIVER (13000), the number of devices from HOST_DEVICES (1), their compute capability from
  * HOST_CAPABILITY (90), the number of multiprocessors from HOST_PROCESSORS (132). The function that
- * HOST_FAIL names has no memory. */
+ * HOST_FAIL names has no memory.
+ *
+ * host_capture(1) begins a graph: what comes on the stream whose address is 1 is kept instead of
+ * run, and what may not be done meanwhile fails, as in CUDA's global mode of capture; with 0 the
+ * graph is complete, and host_replay() runs it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -37,12 +41,32 @@ typedef struct kernel {
     int shared_limit[DEVICES];
 } kernel;
 
+/* What a graph does one after the other: launches, and memory that is set. */
+typedef struct step {
+    const kernel *kernel; /* NULL: memory */
+    fibre_launch launch;
+    void *parameters;
+    unsigned *memory, value;
+    size_t count;
+} step;
+
 static kernel *kernels;
 static char fault[600];
 /* A device's primary context is the address of its own number. */
 static int numbers[DEVICES] = {0, 1, 2, 3, 4, 5, 6, 7};
 static _Thread_local int *contexts[16], context_depth, capture_mode;
 static unsigned long launches;
+static step graph[256];
+static int capturing, steps;
+
+static step *add_step(void)
+{
+    if (steps == 256)
+        abort();
+    return &graph[steps++];
+}
+
+static int is_captured(const void *stream) { return capturing && stream == (void *)1; }
 
 /* The functions of driver.def, as the driver declares them. */
 #define DRIVER(name, symbol, parameters) EXPORT int symbol_##name parameters __asm__(symbol);
@@ -226,26 +250,39 @@ static uint64_t seed(void)
     return (text ? strtoull(text, NULL, 10) : 1) * 1000003 + ++launches;
 }
 
+static int run_launch(const fibre_launch *launch)
+{
+    const char *complaint = fibre_run(launch);
+    if (!complaint)
+        return 0;
+    snprintf(fault, sizeof fault, "%s", complaint);
+    return LAUNCH_FAILED;
+}
+
 int symbol_cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                           unsigned by, unsigned bz, unsigned shared, void *stream,
                           void **parameters, void **extra)
 {
     const kernel *k = function;
-    (void)stream;
     if (!context_depth)
         return NO_CONTEXT;
     if (unless_failing("cuLaunchKernel", 0))
         return NO_MEMORY;
     if (extra || !gx || gy != 1 || gz != 1 || !bx || by != 1 || bz != 1 || gx > 0x7fffffff ||
-        (int)bx > k->text(NULL) || bx % 32 ||
+        (int)bx > (k->text(NULL) & 2047) || bx % 32 ||
         (int)shared > k->shared_limit[*contexts[context_depth - 1]] || capture_mode)
         return INVALID;
     const fibre_launch launch = {k->text, parameters[0], gx, (int)bx, shared, seed()};
-    const char *complaint = fibre_run(&launch);
-    if (!complaint)
-        return 0;
-    snprintf(fault, sizeof fault, "%s", complaint);
-    return LAUNCH_FAILED;
+    if (!is_captured(stream))
+        return run_launch(&launch);
+    step *s = add_step();
+    const size_t bytes = (size_t)k->text(NULL) >> 11; /* of its parameters */
+    *s = (step){.kernel = k, .launch = launch, .parameters = aligned_alloc(64, 4096)};
+    if (!s->parameters || bytes > 4096)
+        return INVALID;
+    memcpy(s->parameters, parameters[0], bytes);
+    s->launch.parameters = s->parameters;
+    return 0;
 }
 
 /* What the real one refuses, as far as its documentation says. */
@@ -294,10 +331,36 @@ int symbol_cuTensorMapEncodeTiled(void *result, int dtype, uint32_t rank, void *
 int symbol_cuMemsetD32Async(uint64_t address, unsigned value, size_t count, void *stream)
 {
     int error = unless_failing("cuMemsetD32Async", context_depth ? 0 : NO_CONTEXT);
-    (void)stream;
+    if (!error && is_captured(stream)) {
+        *add_step() = (step){.memory = (unsigned *)address, .value = value, .count = count};
+        return 0;
+    }
     for (size_t i = 0; !error && i < count; i++)
         ((unsigned *)address)[i] = value;
     return error;
+}
+
+EXPORT void host_capture(int begin);
+EXPORT int host_replay(void);
+
+void host_capture(int begin)
+{
+    capturing = begin;
+    if (begin)
+        steps = 0;
+}
+
+/* Returns how many steps there are; -1: one of them failed. */
+int host_replay(void)
+{
+    for (int i = 0; i < steps; i++) {
+        step *s = &graph[i];
+        for (size_t j = 0; j < s->count; j++)
+            s->memory[j] = s->value;
+        if (s->kernel && run_launch(&s->launch))
+            return -1;
+    }
+    return steps;
 }
 
 /* Launches are done when they return, so an event is a moment. */
@@ -320,7 +383,7 @@ int symbol_cuEventRecord(void *event, void *stream)
     return clock_gettime(CLOCK_MONOTONIC, event) ? INVALID : 0;
 }
 
-int symbol_cuEventSynchronize(void *event) { return event ? 0 : INVALID; }
+int symbol_cuEventSynchronize(void *event) { return capturing ? IN_CAPTURE : event ? 0 : INVALID; }
 
 int symbol_cuEventElapsedTime(float *milliseconds, void *start, void *end)
 {
@@ -348,6 +411,8 @@ EXPORT int cuCtxSynchronize(void);
 
 int symbol_cuMemAlloc(uint64_t *address, size_t bytes)
 {
+    if (capturing)
+        return IN_CAPTURE;
     size_t page = 4096, inside = (bytes + page - 1) / page * page;
     char *map = mmap(NULL, inside + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED || mprotect(map + page, inside, PROT_READ | PROT_WRITE))
@@ -379,4 +444,4 @@ int symbol_cuMemcpyDtoH(void *to, uint64_t from, size_t bytes)
     return 0;
 }
 
-int cuCtxSynchronize(void) { return 0; }
+int cuCtxSynchronize(void) { return capturing ? IN_CAPTURE : 0; }

@@ -5,7 +5,15 @@
 #ifndef HOST_HOPPER_H
 #define HOST_HOPPER_H
 
-#define NA_KERNEL_ALONE NA_KERNEL
+#define NA_KERNEL_ALONE(name, type, threads)                                                       \
+    static void name##_text(const type p);                                                         \
+    int name(const void *p)                                                                        \
+    {                                                                                              \
+        return p ? name##_text(*(const type *)p), na_host_end() : NA_HOST_SIZES(type, threads);    \
+    }                                                                                              \
+    static void name##_text(const type p)
+
+static inline int na_host_end(void);
 
 static inline char *na_host_at(uint32_t address, uint32_t bytes)
 {
@@ -52,9 +60,19 @@ NA_WORD void na_gate_init(uint32_t gate, int arrivals)
 
 NA_WORD void na_fence_async(void) {}
 
+/* What threads have stored for products and copies since their last fence: nobody sees it yet. */
+static struct na_host_stored {
+    int count;
+    uint32_t to[128], word[128];
+} na_host_stored[1024];
+
+/* A thread arrives for its warp. */
 NA_WORD void na_gate_arrive(uint32_t gate)
 {
     na_host_gate *g = na_host_gate_at(gate);
+    for (int i = 0; i < 32; i++)
+        if (na_host_stored[(na_host_thread() & ~31) + i].count)
+            na_host_fault("arrives at gate %u, and what its warp stored has not come", gate);
     if (!g->pending || g->pending > g->count)
         na_host_fault("arrives at gate %u, where nobody is expected", gate);
     g->pending--;
@@ -164,13 +182,15 @@ NA_WORD void na_box_load(uint32_t to, const na_tensor_map *map, uint32_t gate, i
     na_host_later(na_host_box_deliver, &box, sizeof box);
 }
 
+#include "host/hopper_add.h"
+
 /* ----------------------------------------------------------------------------------------------
  * products */
 
 typedef struct na_host_step {
     uint64_t a, b;
     const uint32_t *registers;
-    int transposed, more;
+    int left_transposed, transposed, more;
 } na_host_step;
 
 /* Products that are added up in one result. */
@@ -211,10 +231,10 @@ static inline float na_host_element(uint64_t matrix, int row, int k, int transpo
 }
 
 static inline void na_host_product(float *result, const uint32_t *registers, uint64_t a, uint64_t b,
-                                   int columns, int transposed, int more)
+                                   int columns, int left_transposed, int transposed, int more)
 {
     struct na_host_pending *w = &na_host_pending[na_host_thread()];
-    const na_host_step step = {a, b, registers, transposed, more};
+    const na_host_step step = {a, b, registers, left_transposed, transposed, more};
     if (!w->fenced)
         na_host_fault("a product without a fence before it");
     if (w->committed == 2)
@@ -239,7 +259,8 @@ static inline void na_host_rows(const na_host_step *step, float a[2][16])
     int thread = na_host_thread() & 127, row = thread / 32 * 16 + thread % 32 / 4;
     if (!step->registers) {
         for (int k = 0; k < 32; k++)
-            a[k / 16][k % 16] = na_host_element(step->a, row + k / 16 * 8, k % 16, 0);
+            a[k / 16][k % 16] =
+                na_host_element(step->a, row + k / 16 * 8, k % 16, step->left_transposed);
         return;
     }
     const uint16_t *quads =
@@ -318,6 +339,7 @@ NA_WORD void na_product_wait(void) { na_host_product_wait("na_product_wait", 0);
 NA_WORD void na_product_wait_first(void) { na_host_product_wait("na_product_wait_first", 1); }
 
 NA_WORD void na_hold(float *value) { (void)value; }
+NA_WORD void na_keep(uint32_t *value) { (void)value; }
 
 /* ----------------------------------------------------------------------------------------------
  * the rest */

@@ -61,10 +61,14 @@ _Static_assert(sizeof(na_host_map) <= 128, "a tensor map has 128 bytes");
  * the words */
 
 #define NA_WORD static inline
-/* Without parameters a kernel only says how many threads it may have. */
+/* Without parameters a kernel only says how many threads it may have, and how large they are. */
+#define NA_HOST_SIZES(type, threads) ((int)sizeof(type) << 11 | (threads))
 #define NA_KERNEL(name, type, threads)                                                             \
     static void name##_text(const type p);                                                         \
-    int name(const void *p) { return p ? name##_text(*(const type *)p), 0 : (threads); }           \
+    int name(const void *p)                                                                        \
+    {                                                                                              \
+        return p ? name##_text(*(const type *)p), 0 : NA_HOST_SIZES(type, threads);                \
+    }                                                                                              \
     static void name##_text(const type p)
 
 NA_WORD int na_thread(void) { return na_host_thread(); }

@@ -95,6 +95,35 @@ NA_WORD void na_box_load(uint32_t to, const na_tensor_map *map, uint32_t gate, i
                  : "memory");
 }
 
+/* Four matrices of 8 rows of 16 bytes: lane 8 j + i says where row i of matrix j goes, and lane
+ * 4 i + k has its bytes 4 k to 4 k + 3, in word j. For products and copies, which see what a thread
+ * has stored after its na_store_fence. */
+NA_WORD void na_store_matrices(uint32_t to, const uint32_t *words)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+NA_WORD void na_store_fence(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/* Adds the box that lies at `from`, as a load would leave it there, to a tensor in memory; what
+ * lies outside is left out. Boxes of one thread, until commit, are a group. */
+NA_WORD void na_box_add(const na_tensor_map *map, uint32_t from, int c0, int c1, int c2, int c3,
+                        int c4)
+{
+    asm volatile("cp.reduce.async.bulk.tensor.5d.global.shared::cta.add.tile.bulk_group"
+                 " [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+                 "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+                 : "memory");
+}
+NA_WORD void na_box_commit(void) { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/* Until this thread's groups have been read, and until they have been added. */
+NA_WORD void na_box_read_wait(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+NA_WORD void na_box_add_wait(void) { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 /* The next work item: what the counter held. */
 NA_WORD int na_count_up(int *counter) { return atomicAdd(counter, 1); }
 
@@ -128,6 +157,9 @@ NA_WORD void na_product_wait_first(void)
     asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
 }
 NA_WORD void na_hold(float *value) { asm volatile("" : "+f"(*value)::"memory"); }
+
+/* A number that is to stay in its register, not to be worked out again each time. */
+NA_WORD void na_keep(uint32_t *value) { asm volatile("" : "+r"(*value)); }
 
 NA_WORD float na_exp2(float x)
 {
