@@ -70,7 +70,7 @@ NA_WORD void next(ring *ring, int stages)
 
 typedef struct work_item {
     int first[3], end[3], residue[3]; /* residents of the tile; the group's end; the group */
-    int head, batch, number;          /* number: only where there is a bias */
+    int head, batch, number;          /* number: only where a bias' gradient is given */
 } work_item;
 
 /* Residents of a block's tile along an axis. */
@@ -96,7 +96,7 @@ NA_WORD int find_item(const na_sm90_walk *p, int w, work_item *t)
     w /= blocks;
     t->head = w % p->heads;
     t->batch = w / p->heads;
-    t->number = NA_BIAS ? number : 0;
+    t->number = NA_BIAS_ENTRIES ? number : 0;
 #pragma unroll
     for (int a = 0; a < 3; a++) {
         const na_sm90_axis *axis = &p->axis[a];
