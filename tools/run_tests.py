@@ -97,8 +97,8 @@ def unit_tests(folder: str, only: str = "") -> list[str]:
 
 
 def device_texts() -> list[str]:
-    """Every kernel for every architecture, by the NVRTC among our own requirements; those for Hopper
-    as the problems of models want them."""
+    """Every kernel for every architecture, by the NVRTC among our own requirements; those for
+    Hopper as the problems of models want them."""
     found = sorted(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*"))
     archs = "sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_103 sm_120 sm_121"
     problems = f"{PROBLEMS}/sm90_models.txt"
