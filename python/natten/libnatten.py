@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The switches of NATTEN 0.17's extension module. Its operations, which write into tensors that
-they are given, are not here: natten.h is the interface of the library.
-
-(A folder, because Python would take the library itself, libnatten.so, for a module of this name,
-and prefer it to a file libnatten.py beside it.)"""
+they are given, are not here: natten.h is the interface of the library."""
 
 from __future__ import annotations
 
-from .. import context
-from ..context import has_cuda as has_cuda
-from ..context import has_gemm as has_gemm
+from . import context
+from .context import has_cuda as has_cuda
+from .context import has_gemm as has_gemm
 
 
 def get_gemm_na() -> bool:
