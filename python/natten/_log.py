@@ -7,22 +7,21 @@ import atexit
 import logging
 
 from . import _lib
-from .utils.log import get_logger
-
-_TUNER = get_logger("natten.autotuner")
 
 #: Logger and level, by the library's level.
 _LOGGERS = (
-    (_TUNER, logging.DEBUG),
-    (_TUNER, logging.INFO),
-    (get_logger("natten"), logging.WARNING),
+    ("natten.autotuner", logging.DEBUG),
+    ("natten.autotuner", logging.INFO),
+    ("natten", logging.WARNING),
 )
 
 
 @_lib.Log
 def _log(level: int, text: bytes) -> None:
-    logger, level = _LOGGERS[level]
-    logger.log(level, "%s", text.decode(errors="replace"))
+    from .utils.log import get_logger  # which imports what imports this
+
+    name, importance = _LOGGERS[level]
+    get_logger(name).log(importance, "%s", text.decode(errors="replace"))
 
 
 def listen() -> None:
