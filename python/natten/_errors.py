@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import FrameType
 
 
 class NattenError(ValueError, RuntimeError):
@@ -32,18 +33,23 @@ def from_status(status: int, text: str) -> Exception:
     return NattenError(text)
 
 
+def _module(frame: FrameType) -> str:
+    """Its name; code that exec runs may have none, and Python drops warnings of no module."""
+    return str(frame.f_globals.get("__name__") or frame.f_code.co_filename)
+
+
 def warn_of_old(text: str) -> None:
     """A DeprecationWarning in the name of whoever called this package: nobody in between counts,
     neither natten, which loads its modules when they are first asked for, nor importlib."""
     frame = sys._getframe(1)
     between = ("natten", "importlib", "_frozen_importlib")
-    while frame.f_back and str(frame.f_globals.get("__name__")).split(".")[0] in between:
+    while frame.f_back and _module(frame).split(".")[0] in between:
         frame = frame.f_back
     warnings.warn_explicit(
         text,
         DeprecationWarning,
         frame.f_code.co_filename,
         frame.f_lineno,
-        frame.f_globals.get("__name__"),
+        _module(frame),
         frame.f_globals.setdefault("__warningregistry__", {}),
     )

@@ -369,6 +369,8 @@ def test_misspelt() -> None:
             ours = call()
         assert caught[0].filename == __file__
         assert ours.shape[0] == 2
+    with pytest.warns(DeprecationWarning, match="is_causal"):
+        exec("na1d_qk(q, k, 3, is_casual=True)", {"na1d_qk": na1d_qk, "q": q, "k": k})
     true = na1d_qk(q, k, 3, is_causal=True)
     with pytest.warns(DeprecationWarning):
         assert torch.equal(na1d_qk(q, k, 3, is_casual=True), true)
