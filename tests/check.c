@@ -22,6 +22,7 @@ typedef struct options {
     const char *kernel; /* only kernels whose names begin so; "!name": only others */
     int op;             /* -1: as the problem says */
     int verbose;
+    int typical; /* see trial.h */
     int bench, threads, csv, taken, choices, some;
     const char *with; /* an option that every problem gets besides its own */
 } options;
@@ -251,6 +252,7 @@ static int check_op(const test_problem *test, natten_op op, const options *o)
             break;
         }
         t.kernel = name;
+        t.typical = o->typical;
         const char *wrong = check_plan(&t, plan, &records[i], text);
         natten_plan_destroy(plan);
         if (wrong)
@@ -345,6 +347,7 @@ static int usage(void)
          "  -o op       forward, backward, qk, qk-backward, av, av-backward; else all\n"
          "  -v          every check, and why kernels refuse\n"
          "  --with kvp  an option that every problem gets besides its own\n"
+         "  --typical   rounded weights cost no more than usual (for chosen seeds)\n"
          "  --random n  n random small problems over all features; --some n: that are taken\n"
          "  --bench     time instead; -t threads (1), --csv, --taken: the first kernel only,\n"
          "              --choices: of that kernel, --busy: by processor time, one thread");
@@ -383,6 +386,8 @@ static int read_options(int argc, char **argv, options *o, int *random_count)
             seconds_of_processor();
         else if (!strcmp(name, "--csv"))
             o->csv = 1;
+        else if (!strcmp(name, "--typical"))
+            o->typical = 1;
         else if (!strcmp(name, "--taken"))
             o->taken = 1;
         else if (!strcmp(name, "--choices"))
