@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import shutil
 from collections.abc import Callable, Iterator
@@ -179,6 +180,10 @@ ROADS = pytest.mark.parametrize("name", ("na", "qk", "av", "na_masked", "items")
 
 
 @ROADS
+@pytest.mark.skipif(
+    "dual_level" not in inspect.getsource(torch._dynamo.output_graph),
+    reason="Dynamo of this torch does not keep the level of forward mode: tangents are lost",
+)
 @pytest.mark.parametrize("warm", (False, True))
 def test_no_tangent_is_lost_on_the_way_into_compiled_code(name: str, warm: bool) -> None:
     x = torch.randn(1, 5, 2, 3)
