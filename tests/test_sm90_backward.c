@@ -61,6 +61,10 @@ static void ways(void)
         {"b1h2d16_40_w9_bf16_kvp_gqk", "same order every time, as not all gradients are wanted\n"},
         {"b1h2d16_40_w9_bf16_kvp_gqk", "\nKV parallelism: allowed, but no kernel that takes this"},
         {"b1h2d16_40_w9_d2_add3_bf16_kvp", "as there are additional tokens and a dilation\n"},
+        {"b1h2d16_9x13_w3x5_rpb_bf16_kvp", "same order every time, as there is a position bias\n"},
+        {"b1h2d16_9x13_w3x5_x-0.5_bf16_kvp", "adds d_query up in any order"},
+        {"b1h2d16_9x13_w3x5_x0_bf16_kvp", "adds d_query up in any order"},
+        {"b1h2d16_40x41_w3x5_d8x7_bf16_kvp", "adds d_query up in any order"},
         {"b1h2d256_40_w9_bf16_kvp", "as three sums do not fit into registers and shared memory\n"},
     };
     char said[4096];
@@ -93,6 +97,9 @@ static void slow(void)
         CHECK(strstr(said, "cuda-sm90-backward: only multiples of 8 up to 256 channels, not 17 and "
                            "17\ncuda-reference-backward: taken: right, but slow: no fast kernel"));
     }
+    plan("b1h2d16_40x41_w3x5_d9x1_bf16_kvp", NULL, said);
+    CHECK(strstr(said, "cuda-sm90-backward: dilations so large that the map would have to be cut "
+                       "in parts\ncuda-reference-backward: taken: right, but slow"));
     CHECK(warnings == 1 && strstr(logged, "A backward on host words 0 runs on reference kernels"));
     CHECK(strstr(logged, "only multiples of 8"));
     natten_log_set(NULL);
@@ -199,6 +206,7 @@ static void ahead(void)
     CHECK(prepared("b1h2d16_40_w9_bf16") == 1 + 3);          /* d_query, d_key and d_value, delta */
     CHECK(prepared("b1h2d16_40_w9_bf16_kvp") == 1 + 3);      /* all, delta, d_query's rounding */
     CHECK(prepared("b1h2d16_9x10_w3x3_add3_bf16") == 1 + 4); /* and the additional tokens' */
+    CHECK(prepared("b1h2d16_9x10_w3x3_rpb_bf16_kvp") == 1 + 4); /* and the bias' */
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -210,9 +218,10 @@ static char results[3][NATTEN_ROLES][BYTES];
 
 static void fill(unsigned seed)
 {
-    static const natten_role inputs[] = {NATTEN_QUERY, NATTEN_KEY, NATTEN_VALUE, NATTEN_D_OUT};
+    static const natten_role inputs[] = {NATTEN_QUERY, NATTEN_KEY, NATTEN_VALUE, NATTEN_D_OUT,
+                                         NATTEN_RPB};
     memset(tensors, 0xff, sizeof tensors);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         for (size_t j = 0; j < BYTES / 2; j++) {
             seed = seed * 1664525 + 1013904223;
             /* bfloat16 from -2 to 2 */
@@ -252,8 +261,8 @@ static int is_same(int a, int b, natten_role role)
  * the same places, gives what the same step gives. */
 static void graph(const char *text, int steps)
 {
-    static const natten_role bits[] = {NATTEN_OUT, NATTEN_LSE, NATTEN_D_QUERY, NATTEN_D_KEY,
-                                       NATTEN_D_VALUE};
+    static const natten_role bits[] = {NATTEN_OUT,   NATTEN_LSE,     NATTEN_D_QUERY,
+                                       NATTEN_D_KEY, NATTEN_D_VALUE, NATTEN_D_RPB};
     void *driver = dlopen("libcuda.so.1", RTLD_NOW), *address;
     void (*capture)(int);
     int (*replay)(void);
@@ -272,7 +281,7 @@ static void graph(const char *text, int steps)
     fill(2);
     CHECK(step(text, NULL) == NATTEN_OK);
     memcpy(results[2], tensors, sizeof tensors);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < (strstr(text, "rpb") ? 6 : 5); i++) {
         int any_order = bits[i] == NATTEN_D_QUERY && strstr(text, "kvp");
         CHECK(!is_same(0, 1, bits[i]));
         CHECK(any_order || is_same(1, 2, bits[i]));
@@ -288,6 +297,7 @@ static void graphs(void)
     /* One forward; counters and sums set, delta, d_query, d_key and d_value. */
     graph("b1h2d16_40_w9_bf16", 1 + 4);
     graph("b1h2d16_40_w9_bf16_kvp", 1 + 4);
+    graph("b1h2d16_9x10_w3x3_rpb_bf16", 1 + 5);        /* and the bias' gradient */
     graph("b1h4d24_40_w9_bf16_kvp_little", 1 + 4 * 4); /* a head at a time */
     snprintf(command, sizeof command, "rm -rf %s", folder);
     CHECK(system(command) == 0);
