@@ -134,6 +134,9 @@ def torch_compiles_jacfwd() -> bool:
         compiled(torch.func.jacfwd(torch.sin))(torch.ones(2))
     except torch._dynamo.exc.TorchDynamoException:
         return False
+    finally:
+        # What was compiled once is compiled for all sizes the next time, and hessians are not.
+        torch._dynamo.reset()
     return True
 
 
