@@ -134,7 +134,7 @@ def c_steps() -> list[Step]:
             quick=True,
         ),
         Step("unit tests", unit_tests("build/release", "-LE host"), quick=True),
-        Step("device texts on the host", unit_tests("build/release", "-L host")),
+        Step("device texts on the host", unit_tests("build/release", "-L host -j2")),
         Step("device texts by NVRTC", device_texts()),
         Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
         Step("check full", [check, f"{PROBLEMS}/full.txt"]),

@@ -354,7 +354,7 @@ for _name, _class in (("na", Fused), ("qk", QK), ("av", AV)):
         f"natten::{_name}_traced",
         _traced_backward(_class),
         setup_context=_traced_setup,
-        lib=_ops.derivatives,
+        lib=_ops._definitions,
     )
 
 
@@ -461,7 +461,6 @@ def fused(
         )
     if compiling:
         _keep_whole()
-        _ops.refuse_duals_from_outside()
     tensors = (query, key, value, bias, additional_keys, additional_values)
     result: tuple[Tensor, Tensor] = _call(
         Fused, _full_fused, _ops.na_eagerly, _ops.na_traced, tensors, (window, scale)
@@ -480,7 +479,6 @@ def qk(
     """Scores of heads-first tensors."""
     if torch.compiler.is_compiling():
         _keep_whole()
-        _ops.refuse_duals_from_outside()
     tensors = (query, key, bias, additional_keys)
     result: Tensor = _call(QK, _full_qk, _ops.qk_eagerly, _ops.qk_traced, tensors, (window, scale))
     return result
@@ -490,7 +488,6 @@ def av(attn: Tensor, value: Tensor, additional_values: Optional, window: Window)
     """Weighted sums of heads-first values."""
     if torch.compiler.is_compiling():
         _keep_whole()
-        _ops.refuse_duals_from_outside()
     tensors = (attn, value, additional_values)
     result: Tensor = _call(AV, _full_av, _ops.av_eagerly, _ops.av_traced, tensors, (window,))
     return result

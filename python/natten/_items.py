@@ -195,7 +195,7 @@ class _Items(Function):
 
 
 torch.library.register_autograd(
-    "natten::items_traced", _gradients, setup_context=_setup, lib=_ops.Refusing(_definitions)
+    "natten::items_traced", _gradients, setup_context=_setup, lib=_definitions
 )
 
 

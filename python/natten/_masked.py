@@ -107,7 +107,7 @@ torch.library.register_autograd(
     "natten::na_masked_traced",
     _traced_backward,
     setup_context=_traced_setup,
-    lib=_ops.derivatives,
+    lib=_ops._definitions,
 )
 
 
@@ -133,7 +133,6 @@ def fused(
     compiling = torch.compiler.is_compiling()
     if compiling:
         _keep_whole()
-        _ops.refuse_duals_from_outside()
     else:
         _state.follow_autotuner()
         if tensors[0].is_cuda:

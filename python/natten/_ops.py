@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _call, _lib, _log, _preferences
 from ._call import Call, Op, View, Window
@@ -235,56 +234,6 @@ _python_kernels: dict[str, Callable[..., Any]] = {}
 
 # Alive as long as the ops are to be.
 _definitions = torch.library.Library("natten", "FRAGMENT")
-
-
-class Refusing(torch.library.Library):
-    """What torch.library.register_autograd gets as the library: the kernel that it makes drops
-    tangents without a word, in graphs that were traced or exported and are run in forward mode."""
-
-    def __init__(self, library: torch.library.Library) -> None:
-        self.library = library
-
-    def impl(self, name: Any, kernel: Any, *key: Any, **more: Any) -> Any:  # type: ignore[override]
-        """Registers the kernel, behind a look at the tensors."""
-
-        def refusing(keys: Any, *arguments: Any, **named: Any) -> Any:
-            if forward_ad._current_level >= 0 and any(
-                isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None
-                for t in arguments
-            ):
-                raise NotImplementedError(
-                    f"natten::{name}, which stands in graphs that were traced or exported, has no "
-                    "forward mode. Call the functions of natten.functional."
-                )
-            return kernel(keys, *arguments, **named)
-
-        return self.library.impl(name, refusing, *key, **more)
-
-
-def refuse_duals_from_outside() -> bool:
-    """Compiled code gets tensors without their tangents. Dynamo runs this while it traces, because
-    of the mark below, and guards the level of forward mode that the code is called in. (Older
-    releases do not keep it, and cannot tell it from one that is entered inside.) Were the raise
-    traced, too, Dynamo would go on behind it, with what torch itself has lost by then."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    try:
-        level = InstructionTranslator.current_tx().output.dual_level
-    except AttributeError:  # an older release; or torch.export, which traces without Dynamo
-        return True
-    if level >= 0:
-        raise NotImplementedError(
-            "Compiled code that is called in forward mode loses the tangents of what is passed in. "
-            "Enter dual_level inside of it, use torch.func.jvp inside of it, or do not compile it."
-        )
-    return True
-
-
-refuse_duals_from_outside._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-#: Where derivatives of ops are registered.
-derivatives = Refusing(_definitions)
 
 
 def _define() -> dict[str, Op]:

@@ -21,8 +21,6 @@ __all__ = ["neighborhood_attention_varlen"]
 
 _Row = tuple[int, ...]
 
-_set_tracing: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
-
 
 def _layouts(token_layouts: Any) -> tuple[Any, ...]:
     """Extents of each item, hashable."""
@@ -96,14 +94,8 @@ def _make_table(
 
 @functools.lru_cache(maxsize=64)
 def _kept_table(*arguments: Any) -> tuple[Tensor, list[list[int]], int]:
-    # Autograd may save it later; and a trace holds it as a constant, whether it is new or not.
-    tracing = torch._C._get_tracing_state()
-    _set_tracing(None)
-    try:
-        with torch.inference_mode(False):
-            return _make_table(*arguments)
-    finally:
-        _set_tracing(tracing)
+    with torch.inference_mode(False):  # autograd may save it later
+        return _make_table(*arguments)
 
 
 def _is_plain(value: Any, kind: type) -> bool:

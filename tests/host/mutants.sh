@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# mutants.sh CHECK KERNEL TEXT SEEDS -o OP PROBLEM...: leaves out each statement of the kernel's text
-# that waits, one at a time. The check must notice, with one of the problems under one of the seeds; a
-# statement that nobody misses is either superfluous or untested.
+# mutants.sh CHECK KERNEL TEXT SEEDS -o OP PROBLEM...: leaves out each statement of the kernel's
+# text that waits, one at a time. The check must notice, with one of the problems under one of the
+# seeds; a statement that nobody misses is either superfluous or untested.
 check=$1 kernel=$2 text=$3 seeds=$4 op=$6
 shift 6
 killed=0 survived=0 mutant=1

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import shutil
 from collections.abc import Callable, Iterator
@@ -163,77 +162,6 @@ def test_forward_mode_inside_compiled_code() -> None:
     wanted = duals(*args)
     assert wanted[0].abs().max() > 1e-3
     assert_same(compiled(duals)(*args), wanted)
-
-
-def every_road(x: Tensor) -> dict[str, Callable[[Tensor], Any]]:
-    """Functions of one small tensor, one for each operator that graphs hold."""
-    first = x.movedim(-2, 1)
-    mask, layout = torch.zeros(1, 5, dtype=torch.bool), [(2,), (3,)]
-    attn = F.na1d_qk(first, first, 3).detach()
-    return {
-        "na": lambda t: F.na1d(t, t, t, 3),
-        "qk": lambda t: F.na1d_qk(t.movedim(-2, 1), first, 3),
-        "av": lambda t: F.na1d_av(attn, t.movedim(-2, 1), 3),
-        "na_masked": lambda t: F.na1d(t, t, t, 3, key_padding_mask=mask),
-        "items": lambda t: F.neighborhood_attention_varlen(t, t, t, layout, 2),
-    }
-
-
-ROADS = pytest.mark.parametrize("name", ("na", "qk", "av", "na_masked", "items"))
-
-
-@ROADS
-@pytest.mark.skipif(
-    "dual_level" not in inspect.getsource(torch._dynamo.output_graph),
-    reason="Dynamo of this torch does not keep the level of forward mode: tangents are lost",
-)
-@pytest.mark.parametrize("warm", (False, True))
-def test_no_tangent_is_lost_on_the_way_into_compiled_code(name: str, warm: bool) -> None:
-    x = torch.randn(1, 5, 2, 3)
-    function = every_road(x)[name]
-    for options in ({"fullgraph": True}, {}):
-        ours = torch.compile(function, backend="aot_eager", **options)
-        if warm:
-            torch.testing.assert_close(ours(x), function(x))
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(x, torch.randn_like(x))
-            wanted = forward_ad.unpack_dual(function(dual)).tangent
-            assert wanted is not None and wanted.abs().max() > 1e-3
-            try:
-                tangent = forward_ad.unpack_dual(ours(dual)).tangent
-            except Exception as error:
-                assert "loses the tangents" in str(error)
-            else:
-                torch.testing.assert_close(tangent, wanted)
-
-
-@ROADS
-@pytest.mark.parametrize("kind", ("traced", "exported"))
-def test_no_tangent_is_lost_in_graphs(name: str, kind: str) -> None:
-    x = torch.randn(1, 5, 2, 3)
-    function = every_road(x)[name]
-
-    class Module(torch.nn.Module):
-        def forward(self, t: Tensor) -> Any:
-            return function(t)
-
-    if kind == "traced":
-        graph = torch.jit.trace(Module(), (x,))
-    else:
-        graph = torch.export.export(Module(), (x,)).module()
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.randn_like(x))
-        with pytest.raises((NotImplementedError, RuntimeError), match="has no *\n?forward mode"):
-            graph(dual)
-    torch.testing.assert_close(graph(x), function(x))
-
-
-def test_second_derivatives_in_compiled_code_raise() -> None:
-    x = torch.randn(1, 5, 2, 3, requires_grad=True)
-    loss = compiled(lambda t: F.na1d(t, t, t, 3).square().sum())(x)
-    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
-        torch.autograd.grad(grad.sum(), x)
 
 
 def test_forward_over_forward_is_refused_inside_compiled_code() -> None:
