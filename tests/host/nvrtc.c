@@ -214,17 +214,17 @@ static char *read_file(const char *path, size_t *size)
     return bytes;
 }
 
-/* As nvrtcGetSupportedArchs says. */
+/* As nvrtcGetSupportedArchs says, but for sm_80, of which it is wrong: for tests. */
 static int takes_architecture(program *p, int count, const char *const *options)
 {
-    static const char *const known[] = {"sm_90", "sm_90a", "compute_90"};
+    static const char *const known[] = {"sm_75", "sm_90", "sm_90a", "compute_90"};
     for (int i = 0; i < count; i++) {
         const char *arch = strchr(options[i], '=');
         if (!arch || strncmp(options[i], "--gpu-architecture=", 19))
             continue;
-        for (int j = 0; j < 3; j++)
+        for (int j = 0; j < 4; j++)
             if (!strcmp(arch + 1, known[j])) {
-                p->is_ptx = j == 2;
+                p->is_ptx = j == 3;
                 return 1;
             }
     }
