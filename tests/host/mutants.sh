@@ -13,8 +13,10 @@ notice() {
     for seed in $seeds; do
         for problem; do
             said=$(HOST_MUTANT=$text:$mutant HOST_SEED=$seed \
-                "$check" -v -s "$seed" -k "$kernel" -o "$op" "$problem" 2>&1) || return 0
+                "$check" -v -s "$seed" -k "$kernel" -o "$op" "$problem" 2>&1)
+            status=$?
             case $said in *"there is no statement $text:$mutant "*) return 2 ;; esac
+            [ $status = 0 ] || return 0
         done
     done
     return 1
