@@ -169,11 +169,28 @@ const char *trial_make_inputs(trial *t, const natten_problem *problem, uint64_t 
     return make_inputs(t, problem, seed, NULL);
 }
 
+static double largest_magnitude(const double *values, int64_t count)
+{
+    double largest = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (isfinite(values[i]))
+            largest = fmax(largest, fabs(values[i]));
+    return largest;
+}
+
 const char *trial_make(trial *t, const natten_problem *problem, uint64_t seed)
 {
     const char *complaint = make_inputs(t, problem, seed, "cpu-reference");
     if (!complaint)
         complaint = trial_run_exactly(t->values, problem, t->outputs, "cpu-reference");
+    const natten_role factors[] = {NATTEN_QUERY, NATTEN_KEY, NATTEN_VALUE, NATTEN_D_OUT};
+    for (int i = 0; i < 4 && !complaint; i++)
+        if (has(problem, (int)factors[i])) {
+            test_shape f = role_shape(problem, factors[i]);
+            int64_t count = f.batch * f.axis[0] * f.axis[1] * f.axis[2] * f.head * f.channel;
+            t->largest = fmax(t->largest, largest_magnitude(t->values[factors[i]], count));
+        }
+    t->largest *= fmax(1, fabs(problem->scale));
     return complaint ? complaint : trial_make_magnitudes(t);
 }
 
@@ -208,11 +225,9 @@ void trial_tensors_free(tensor tensors[NATTEN_ROLES])
         tensor_free(&tensors[role]);
 }
 
-/* How much error an output may have, in units of the accumulator's roundoff u = 2^-24 (2^-53 for
- * float64), relative to the magnitude of its terms. Sums of n terms err by about sqrt(n) u,
- * products and the exponential by a constant, weights by the roundoffs of their logit and of the
- * lse. Sums over all queries (d_rpb, additional tokens) are longer. */
-static double roundoffs(const trial *t, natten_role role)
+/* Terms of an element, those of its factors counted in. Sums over all queries (d_rpb, additional
+ * tokens) are longer. */
+static double terms_of(const trial *t, natten_role role)
 {
     const natten_problem *p = &t->problem;
     double terms = (double)p->additional_tokens, queries = (double)p->batch, slots = 1;
@@ -224,7 +239,16 @@ static double roundoffs(const trial *t, natten_role role)
     if (role == NATTEN_D_RPB || role == NATTEN_D_ADDITIONAL_KEY ||
         role == NATTEN_D_ADDITIONAL_VALUE)
         terms += queries;
-    return 12 + 3 * t->logits + 0.5 * sqrt(terms);
+    return terms;
+}
+
+/* How much error an output may have, in units of the accumulator's roundoff u = 2^-24 (2^-53 for
+ * float64), relative to the magnitude of its terms. Sums of n terms err by about sqrt(n) u,
+ * products and the exponential by a constant, weights by the roundoffs of their logit and of the
+ * lse. */
+static double roundoffs(const trial *t, natten_role role)
+{
+    return 12 + 3 * t->logits + 0.5 * sqrt(terms_of(t, role));
 }
 
 /* Some kernels round softmax weights, and gradients of logits, to half precision: each by the unit
@@ -238,6 +262,16 @@ static double weight_error(const trial *t)
     return t->problem.dtype == NATTEN_BF16 ? 0x1p-8 : t->problem.dtype == NATTEN_F16 ? 0x1p-11 : 0;
 }
 
+/* Below 2^-14 weights in float16 have an absolute error instead: half of 2^-24, for each of an
+ * element's terms, times what a weight multiplies. */
+static double tiny_weights(const trial *t, natten_role role)
+{
+    if (weight_error(t) == 0 || t->problem.dtype != NATTEN_F16)
+        return 0;
+    const double heads = (double)t->problem.heads / (double)t->problem.kv_heads;
+    return 0x1p-25 * terms_of(t, role) * heads * t->largest;
+}
+
 /* The bound on the error of one element, but for its last rounding. */
 static double allowed_error(const trial *t, natten_role role, double magnitude)
 {
@@ -247,16 +281,7 @@ static double allowed_error(const trial *t, natten_role role, double magnitude)
         return unit * (12 + 3 * t->logits + magnitude);
     /* Weights that underflow are as good as 0. */
     const double error = roundoffs(t, role) * unit * magnitude + 0x1p-120;
-    return error + weight_error(t) * magnitude;
-}
-
-static double largest_magnitude(const double *values, int64_t count)
-{
-    double largest = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (isfinite(values[i]))
-            largest = fmax(largest, fabs(values[i]));
-    return largest;
+    return error + weight_error(t) * magnitude + tiny_weights(t, role);
 }
 
 trial_error trial_compare(const trial *t, natten_role role, const double *got)

@@ -16,6 +16,7 @@ typedef struct trial {
     double *values[NATTEN_ROLES];    /* of each role of the problem, in tensor_write's order */
     double *magnitude[NATTEN_ROLES]; /* of each output: the sum of its terms' magnitudes */
     double logits;                   /* the largest magnitude of a logit; 0: the op has none */
+    double largest;                  /* of what weights and gradients of logits multiply */
     int typical;        /* rounded weights are also held against what they usually cost */
     const char *kernel; /* whose results trial_compare sees; NULL: one that rounds no weights */
 } trial;
