@@ -18,6 +18,7 @@ enum { CELL = 512 };
 typedef struct walk {
     int64_t *held;       /* what each slot of the ring holds, -1: nothing yet */
     unsigned char *kept; /* of each cell: 1: in one slot once, as a whole; 2: otherwise; 0: never */
+    unsigned char *late; /* of each cell: 1: a band before adds to it only when all are done */
     na_key_row *rows;
 } walk;
 
@@ -47,6 +48,7 @@ static void touch(const na_bands *b, const na_geometry *g, const na_work *work,
 static void make_places(na_bands *b, const na_geometry *g, const walk *w)
 {
     b->own = 0;
+    memset(w->late, 0, (size_t)b->cells);
     for (int64_t c = 0; c < b->cells; c++)
         b->owner[c] = -1;
     for (int32_t band = 0; band < b->count; band++) {
@@ -61,9 +63,11 @@ static void make_places(na_bands *b, const na_geometry *g, const walk *w)
         }
         for (int64_t c = 0; c < b->cells; c++) {
             place[c] = !w->kept[c] ? -2 : b->owner[c] >= 0 ? (int32_t)b->own++ : -1;
-            b->once[band * b->cells + c] = w->kept[c] == 1;
             if (w->kept[c] && b->owner[c] < 0)
                 b->owner[c] = band;
+            else if (w->kept[c] == 2)
+                w->late[c] = 1;
+            b->once[band * b->cells + c] = w->kept[c] == 1 && !w->late[c];
         }
     }
     /* Cells that nobody touches are the first band's, which sets them to zero. */
@@ -112,12 +116,12 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     if (b->count == 1)
         return b;
     const size_t cells = (size_t)b->cells, places = cells * (size_t)b->count;
-    walk w = {malloc((size_t)g->additional_slot * sizeof *w.held), malloc(cells),
+    walk w = {malloc((size_t)g->additional_slot * sizeof *w.held), malloc(cells), malloc(cells),
               malloc((size_t)g->key_rows * sizeof *w.rows)};
     b->place = malloc(places * sizeof *b->place);
     b->once = malloc(places);
     b->owner = malloc(cells * sizeof *b->owner);
-    const int enough = w.held && w.kept && w.rows && b->place && b->once && b->owner;
+    const int enough = w.held && w.kept && w.late && w.rows && b->place && b->once && b->owner;
     for (; enough; b->count--) {
         make_places(b, g, &w);
         if (acceptable(b, g))
@@ -125,6 +129,7 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     }
     free(w.held);
     free(w.kept);
+    free(w.late);
     free(w.rows);
     if (enough)
         return b;

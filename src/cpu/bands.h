@@ -20,7 +20,8 @@ typedef struct na_bands {
     int64_t own;       /* cells that are not of the result, of a unit */
     int32_t *place;    /* [band][cell]: number of the band's own cell; -1: the result's; -2: none */
     int32_t *owner;    /* of each cell: the first band that touches it */
-    unsigned char *once; /* [band][cell]: 1: the band adds to the cell once, to all of it */
+    unsigned char *once; /* [band][cell]: 1: the band adds to the cell once, to all of it, and so do
+                            those between the first and this one */
 } na_bands;
 
 /* products: query-key pairs times channels of a unit, which its work is measured by. NULL: no
