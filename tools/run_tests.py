@@ -74,6 +74,24 @@ def sanitized(folder: str, flags: str, kernel_flags: str = "-O0") -> list[str]:
     )
 
 
+# The longest first. The references need minutes on models, and have passed on everything else, as
+# have the unfused ops.
+CHECKS = [
+    f"-k !cpu-reference -o backward {PROBLEMS}/models.txt",
+    f"-k !cpu-reference -o forward {PROBLEMS}/models.txt",
+    f"{PROBLEMS}/edge.txt",
+    f"{PROBLEMS}/full.txt",
+    "--random 150",
+]
+
+
+def side_by_side(program: str, arguments: list[str]) -> list[str]:
+    """A program with each of these arguments, two at a time, each one's output in one piece."""
+    lines = " ".join(f"'{line}'" for line in arguments)
+    one = f'out=$({program} "$@"); status=$?; flock build/logs printf "%s\\n" "$out"; exit $status'
+    return shell(f"printf '%s\\n' {lines} | xargs -P 2 -L 1 sh -c '{one}' {program}")
+
+
 def lint_steps() -> list[Step]:
     c_files = "git ls-files -co --exclude-standard '*.c' '*.h' '*.cu'"
     return [
@@ -136,11 +154,7 @@ def c_steps() -> list[Step]:
         Step("unit tests", unit_tests("build/release", "-LE host"), quick=True),
         Step("device texts on the host", unit_tests("build/release", "-L host -j2")),
         Step("device texts by NVRTC", device_texts()),
-        Step("check edge", [check, f"{PROBLEMS}/edge.txt"]),
-        Step("check full", [check, f"{PROBLEMS}/full.txt"]),
-        # The references need minutes there, and have passed on everything else.
-        Step("check models", [check, "-k", "!cpu-reference", f"{PROBLEMS}/models.txt"]),
-        Step("check random", [check, "--random", "150"]),
+        Step("check problems", side_by_side(check, CHECKS)),
         Step(
             "build asan",
             sanitized(
