@@ -188,9 +188,6 @@ class Call:
         call.preferences = preferences
         call.entries = len(window)
         usable = window[: _lib.WINDOW_ENTRIES]
-        for number in usable:
-            if not -(1 << 62) < number < 1 << 62:  # ctypes would cut it without a word
-                raise NattenError(f"Numbers of a window must be less than 2^62, got {number}.")
         call.window[: len(usable)] = usable
         for i, role in enumerate(op.outputs):
             if not op.chooses or wanted >> i & 1:

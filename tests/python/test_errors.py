@@ -163,7 +163,7 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "kernel_size of more than 64 bits",
         lambda: na(kernel_size=10**30),
         NattenError,
-        "must be less than 2^62, got 1000000000000000000000000000000.",
+        "kernel_size must be less than 2^62, got 1000000000000000000000000000000",
     ),
     (
         "return_lse of a wrong type",
