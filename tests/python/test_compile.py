@@ -294,8 +294,15 @@ def op_calls() -> list[tuple[str, Any, tuple[Any, ...]]]:
     attn = _ops.qk(first[0], first[1], rpb, first[3], *numbers)
     attn = attn.softmax(-1)
     heads = torch.randn_like(first[0][..., :2])
+    mask = torch.randn(k.shape[:-1], dtype=lse.dtype)
     return [
         ("na", _ops.na, (q, k, v, rpb, ak, av, *numbers)),
+        ("na_masked", _ops.na_masked, (q, k, v, rpb, ak, av, mask, *numbers, 0.0, None)),
+        (
+            "na_masked_backward",
+            _ops.na_masked_backward,
+            (out, lse, q, k, v, rpb, ak, av, mask, out, lse, *numbers, 0.0, 0b1111111, None),
+        ),
         ("na plain", _ops.na, (q, k, v, None, None, None, *numbers)),
         (
             "na_backward",
