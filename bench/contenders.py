@@ -106,21 +106,27 @@ def axes_of(p: Problem) -> list[Axis]:
     return [Axis(extent, window, 1, dilation, causal) for extent, window, dilation, causal in sizes]
 
 
+def windows_along(axis: Axis, rule: ctypes.CDLL) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each place of an axis the first key of its window, and how many keys it has."""
+    found = []
+    for query in range(axis.extent):
+        window = (ctypes.c_int * 2)()
+        rule.plain_window(ctypes.byref(axis), query, window)
+        found.append(tuple(window))
+    first, count = torch.tensor(found).unbind(1)
+    return first, count
+
+
 def index_table(p: Problem, rule: ctypes.CDLL) -> tuple[torch.Tensor, torch.Tensor]:
     """For each token the tokens of its window, [tokens, slots], and which of them are allowed."""
     index = torch.zeros((1, 1), dtype=torch.int64)
     allowed = torch.ones((1, 1), dtype=torch.bool)
     for axis, extent in zip(axes_of(p), p.extents, strict=True):
         step = torch.arange(axis.window)
-        first, count = [], []
-        for query in range(extent):
-            window = (ctypes.c_int * 2)()
-            rule.plain_window(ctypes.byref(axis), query, window)
-            first.append(window[0])
-            count.append(window[1])
-        keys = torch.tensor(first)[:, None] + step * axis.dilation
-        inside = step < torch.tensor(count)[:, None]
-        keys = keys.where(inside, torch.tensor(first)[:, None])
+        first, count = windows_along(axis, rule)
+        keys = first[:, None] + step * axis.dilation
+        inside = step < count[:, None]
+        keys = keys.where(inside, first[:, None])
         joined = index[:, None, :, None] * extent + keys[None, :, None, :]
         index = joined.reshape(index.shape[0] * extent, -1)
         allowed = (allowed[:, None, :, None] & inside[None, :, None, :]).reshape(index.shape)

@@ -41,12 +41,13 @@ def commit() -> str:
 
 def write(name: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """A CSV file of this day and processor in bench/results."""
-    machine = re.sub(r"\W+", "-", processor()).strip("-").lower()
-    path = HERE / "results" / f"{today()}-{machine}-{name}.csv"
+    facts = (processor(), today(), commit())
+    machine = re.sub(r"\W+", "-", facts[0]).strip("-").lower()
+    path = HERE / "results" / f"{facts[1]}-{machine}-{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*head, "cpu", "date", "commit"])
-        writer.writerows((*row, processor(), today(), commit()) for row in rows)
+        writer.writerows((*row, *facts) for row in rows)
     print(f"written: {path}")
     return path

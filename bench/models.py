@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import machine
 import torch
-from contenders import Axis, compile_plain
+from contenders import Axis, compile_plain, windows_along
 from transformers import DinatConfig, DinatForImageClassification
 from transformers.models.dinat import modeling_dinat
 
@@ -36,12 +36,8 @@ class Gather:
 
     def along(self, extent: int, size: int, dilation: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For each place the keys of its window, and their places in the bias."""
-        axis, first = Axis(extent, size, 1, dilation, 0), []
-        for query in range(extent):
-            window = (ctypes.c_int * 2)()
-            self.rule.plain_window(ctypes.byref(axis), query, window)
-            first.append(window[0])
-        keys = torch.tensor(first)[:, None] + torch.arange(size) * dilation
+        first, _ = windows_along(Axis(extent, size, 1, dilation, 0), self.rule)
+        keys = first[:, None] + torch.arange(size) * dilation
         places = torch.arange(extent)[:, None]
         return keys, (keys - places).div(dilation, rounding_mode="floor") + size - 1
 

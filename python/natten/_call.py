@@ -23,6 +23,8 @@ _NAMES = (
 )
 # These, each with an entry for each axis; the last three only of a block.
 Window = tuple[int, ...]
+# The library counts in 64 bits; this leaves room for sums.
+MOST = 1 << 62
 _PARTS = 4
 _PARTS_OF_BLOCK = 7
 
@@ -260,7 +262,7 @@ def _check_fits(window: Window) -> None:
     """Raises if an entry is more than the library's integers hold: ctypes would cut it off."""
     for name, numbers in zip(_NAMES, parts(window), strict=False):
         for axis, number in enumerate(numbers):
-            if not -(1 << 62) < number < 1 << 62:
+            if abs(number) >= MOST:
                 raise NattenError(f"{name} must be less than 2^62, got {number} for axis {axis}.")
 
 

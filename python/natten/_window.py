@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from ._call import Window
+from ._call import MOST, Window
 from ._errors import NattenError, NattenTypeError
 
 Ints = int | Sequence[int]
@@ -30,13 +30,9 @@ def check_rank(na_dim: Any) -> int:
     return na_dim
 
 
-# The library counts in 64 bits; this leaves room for sums.
-_MOST = 1 << 62
-
-
 def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
     """An integer for each axis, from one for all or a sequence of `rank`."""
-    if type(value) is int and abs(value) < _MOST:
+    if type(value) is int and abs(value) < MOST:
         return (value,) * rank
     if isinstance(value, (tuple, list)):
         if len(value) != rank:
@@ -45,7 +41,7 @@ def ints(name: str, value: Any, rank: int) -> tuple[int, ...]:
                 f"{len(value)}: {value!r}."
             )
         return tuple(
-            [x if type(x) is int and abs(x) < _MOST else _int(name, x, rank) for x in value]
+            [x if type(x) is int and abs(x) < MOST else _int(name, x, rank) for x in value]
         )
     return (_int(name, value, rank),) * rank
 
@@ -58,7 +54,7 @@ def _int(name: str, value: Any, rank: int) -> int:
         except TypeError:
             pass
     if type(value) is int:
-        if abs(value) >= _MOST:
+        if abs(value) >= MOST:
             raise NattenError(f"{name} must be less than 2^62, got {value}.")
         return value
     raise NattenTypeError(
