@@ -116,7 +116,7 @@ static void add_special(const na_special *special)
      * and large windows, these were the fastest nevertheless. */
     int tight = groups == 3 && macro_of(special, "NA_VISITORS") == 128 &&
                 macro_of(special, "NA_VALUE_DIM") == 128;
-    long spills = macro_of(special, "NA_ADDS") ? 52 : tight ? 760 : 700;
+    long spills = macro_of(special, "NA_ADDS") ? 144 : tight ? 760 : 700;
     if (groups)
         add(special, 65536 / (128 * (groups + 1)) / 8 * 8, spills, 1);
     else

@@ -442,7 +442,7 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
     }
     na_barrier();
     if (warpgroup == 0) {
-        NA_REGISTERS_LESS(32);
+        NA_REGISTERS_LESS(24);
         if (na_thread() == 0)
             produce(&p, base);
     } else {

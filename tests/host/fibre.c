@@ -22,6 +22,7 @@ enum {
     EVENTS = 4096,
     EVENT_BYTES = 512,
     STACK = 1 << 18,
+    REGISTERS = 65536, /* of a multiprocessor */
     LATEST = 100,      /* how often a late event is put off */
     GIVE = 64,         /* bytes a thread may give to an exchange */
     PATIENCE = 4 << 20 /* yields in a row without anything else happening */
@@ -58,6 +59,7 @@ static char *shared, *shared_map;
 static size_t shared_map_bytes;
 static uint64_t random_state;
 static long yields;
+static int registers; /* what threads of the block said they keep, together */
 
 static gathering warps[FIBRES / 32], groups[FIBRES / 128];
 static struct {
@@ -167,6 +169,15 @@ void na_host_barrier(int id, int count)
 
 void na_host_arrive(int id, int count) { come(id, count); }
 
+void na_host_keep_registers(int count)
+{
+    const int each = REGISTERS / launch->threads / 8 * 8;
+    registers += count;
+    if (registers > each * launch->threads)
+        na_host_fault("threads want more registers than the %d x %d that a block is launched with",
+                      launch->threads, each);
+}
+
 void na_host_later(void (*act)(void *), const void *context, size_t bytes)
 {
     if (!free_event_count || bytes > EVENT_BYTES)
@@ -210,7 +221,7 @@ static void prepare_block(void)
     for (int i = 0; i < EVENTS; i++)
         free_events[i] = i;
     alive = launch->threads;
-    yields = 0;
+    yields = registers = 0;
     for (int i = 0; i < launch->threads; i++) {
         fibres[i].started = fibres[i].done = 0;
         make_ready(i);

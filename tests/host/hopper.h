@@ -353,8 +353,8 @@ NA_WORD void na_warp_barrier(void)
     na_host_warp("na_warp_barrier", &none, 1);
 }
 
-#define NA_REGISTERS_LESS(count) ((void)0)
-#define NA_REGISTERS_MORE(count) ((void)0)
+#define NA_REGISTERS_LESS(count) na_host_keep_registers(count)
+#define NA_REGISTERS_MORE(count) na_host_keep_registers(count)
 
 NA_WORD float na_exp2(float x) { return exp2f(x); }
 NA_WORD float na_log2(float x) { return log2f(x); }
