@@ -68,6 +68,13 @@ static int compile(const trial *t)
            used, stores, loads, cubin.size);
     if (bad)
         printf("%s\n", log);
+    if (getenv("CUBINS")) {
+        char path[300];
+        snprintf(path, sizeof path, "%s/%s_%p.cubin", getenv("CUBINS"), t->special.source, (void *)t);
+        FILE *f = fopen(path, "wb");
+        fwrite(cubin.bytes, 1, cubin.size, f);
+        fclose(f);
+    }
     free(cubin.bytes);
     free(log);
     return !bad;

@@ -44,7 +44,8 @@ NA_WORD void add_bias_sums(const na_sm90_backward *p, const seat *s, const int *
     enum {
         APART_0 = NA_SUB_0 + NA_TILE_0 - 1,
         APART_1 = NA_SUB_1 + NA_TILE_1 - 1,
-        APART_2 = NA_SUB_2 + NA_TILE_2 - 1
+        APART_2 = NA_SUB_2 + NA_TILE_2 - 1,
+        ENTRIES = APART_0 * APART_1 * APART_2
     };
     const work_item *t = s->item;
     const int *extent = p->bias_sums.extent;
@@ -55,9 +56,10 @@ NA_WORD void add_bias_sums(const na_sm90_backward *p, const seat *s, const int *
                    p->walk.axis[a].rule.window - 1;
     na_group_barrier(1 + s->group); /* the whole tile is there */
 #pragma unroll 1
-    for (int i = na_thread() & 127; i < APART_0 * APART_1 * APART_2; i += 128) {
+    for (int before = 0; before < ENTRIES; before += 128) { /* as in fill_table */
+        int i = before + (na_thread() & 127);
         int apart[3] = {i / (APART_1 * APART_2), i / APART_2 % APART_1, i % APART_2};
-        int place = 0, there = 1;
+        int place = 0, there = i < ENTRIES;
 #pragma unroll
         for (int a = 0; a < 3; a++) {
             apart[a] -= sub(a) - 1;
@@ -73,8 +75,9 @@ NA_WORD void add_bias_sums(const na_sm90_backward *p, const seat *s, const int *
 
 NA_WORD void clear_bias_sums(const seat *s)
 {
-    for (int i = na_thread() & 127; i < NA_BIAS_ENTRIES; i += 128)
-        entries_of(s)[i] = 0;
+    for (int before = 0; before < NA_BIAS_ENTRIES; before += 128)
+        if (before + (na_thread() & 127) < NA_BIAS_ENTRIES)
+            entries_of(s)[before + (na_thread() & 127)] = 0;
 }
 
 NA_WORD void store_bias_sums(const na_sm90_backward *p, const seat *s)
@@ -83,6 +86,9 @@ NA_WORD void store_bias_sums(const na_sm90_backward *p, const seat *s)
     int count = extent[0] * extent[1] * extent[2];
     float *to =
         p->bias_sums.parts + ((int64_t)s->item->number * NA_GROUPS + s->group) * (int64_t)count;
-    for (int i = na_thread() & 127; i < count; i += 128)
-        to[i] = entries_of(s)[i];
+    for (int before = 0; before < count; before += 128) {
+        int i = before + (na_thread() & 127);
+        if (i < count)
+            to[i] = entries_of(s)[i];
+    }
 }

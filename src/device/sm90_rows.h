@@ -58,12 +58,18 @@ NA_WORD uint32_t table_word(const na_sm90_walk *p, const work_item *t, int a, in
     return range(from, to, NA_TILE_2);
 }
 
+/* All lanes go round equally often: the compiler does not bring those back together that leave a
+ * loop before others, where a barrier follows; and a product of part of a warp is nonsense. */
 NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t, int thread)
 {
     uint32_t begin = (uint32_t)thread;
     if (NA_ADDS && TABLE_WORDS) /* no register is free for what follows from the number */
         na_keep(&begin);
-    for (int e = (int)begin; e < TABLE_WORDS; e += 128) {
+#pragma unroll 1
+    for (int before = 0; before < TABLE_WORDS; before += 128) {
+        int e = before + (int)begin;
+        if (e >= TABLE_WORDS)
+            continue;
         int place = e / (NA_POSITIONS + !NA_POSITIONS),
             position = e % (NA_POSITIONS + !NA_POSITIONS);
         int a = place < NA_SUB_0 ? 0 : place < NA_SUB_0 + NA_SUB_1 ? 1 : 2;
