@@ -64,19 +64,6 @@ static natten_status load(natten_plan *plan, const na_device *device, state *s)
     return na_sm90_load(plan, device, &special, "na_sm90_forward_kernel", &s->launch);
 }
 
-/* What host words and the compiler vouch for, but no GPU has run yet. */
-static const char *unproved(const natten_problem *p, const na_sm90_config *config)
-{
-    if (na_has(p, NATTEN_RPB))
-        return "a relative position bias";
-    if (na_sm90_is_scaled(p))
-        return "a scale that is not positive";
-    /* Once wrong on an H100, in a form that is no more, for a reason not found. */
-    if (p->additional_tokens && !config->positions)
-        return "additional tokens where tiles of keys are lines";
-    return NULL;
-}
-
 natten_status na_cuda_sm90_plan(natten_plan *plan)
 {
     const natten_problem *p = &plan->problem;
@@ -91,9 +78,6 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     if (!na_sm90_config_choose(p, device, NA_SM90_FORWARD, p->choice, &s->config))
         status = na_refuse(plan, "no tiles fit, or not so many choices of them");
-    else if (unproved(p, &s->config) && !na_sm90_is_asked_for(plan))
-        status = na_refuse(plan, "not yet proved on a GPU with %s: ask for it by name",
-                           unproved(p, &s->config));
     else if (!na_sm90_arguments(p, &s->config, &s->arguments))
         status = na_refuse(plan, "too many tiles of queries");
     else
@@ -112,7 +96,7 @@ natten_status na_cuda_sm90_plan(natten_plan *plan)
     plan->run = run_sm90;
     plan->choices = NA_SM90_CHOICES;
     na_sm90_config_describe(&s->config, plan->choice, sizeof plan->choice);
-    na_sm90_prepare_backward(plan, device, 0);
+    na_sm90_prepare_backward(plan, device);
     return NATTEN_OK;
 }
 

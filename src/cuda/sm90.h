@@ -30,8 +30,8 @@ int na_sm90_backward_specials(const natten_problem *problem, const na_device *de
                               na_special specials[NA_SM90_BACKWARD_TEXTS]);
 
 /* Starts to compile the backward of a forward whose lse is wanted, which then is at hand when it is
- * called; `chosen`: of these kernels if they take it, whether or not they would be chosen. */
-void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device, int chosen);
+ * called. */
+void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device);
 
 /* ----------------------------------------------------------------------------------------------
  * shared by the plans */
@@ -49,10 +49,6 @@ natten_status na_sm90_check_layout(natten_plan *plan, natten_role role, int is_w
 int na_sm90_bias_is_far(const natten_problem *problem);
 int na_sm90_is_scaled(const natten_problem *problem);
 void na_sm90_bias_of(const natten_problem *problem, na_sm90_bias *bias);
-
-/* Whether the plan's kernel was asked for by its whole name: what host words and the compiler vouch
- * for, but no GPU has run yet, is done only then. */
-int na_sm90_is_asked_for(const natten_plan *plan);
 
 /* Large dilations: the problem is so many parts that know nothing of each other, each of tokens
  * that are congruent modulo na_sm90_split along each axis, and of smaller dilations. */

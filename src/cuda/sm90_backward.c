@@ -11,11 +11,8 @@
 #include "cuda/reference.h"
 
 enum {
-    MOST_BLOCKS = 16,  /* of a multiprocessor, of the kernels before and after */
-    MOST_VISITS = 255, /* what a note has room for */
-    /* Host words and the compiler vouch for these kernels, but no GPU has run them yet: until one
-     * has, they are only taken where they are asked for by name. */
-    PROVED_ON_A_GPU = 0
+    MOST_BLOCKS = 16, /* of a multiprocessor, of the kernels before and after */
+    MOST_VISITS = 255 /* what a note has room for */
 };
 
 static natten_status check(natten_plan *plan)
@@ -322,19 +319,12 @@ static natten_status prepare(natten_plan *plan, const na_device *device, na_sm90
     return status;
 }
 
-static int is_chosen(const natten_plan *plan)
-{
-    return PROVED_ON_A_GPU || na_sm90_is_asked_for(plan);
-}
-
 natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
 {
     const na_device *device;
     natten_status status = na_sm90_device_of(plan, &device);
     if (status == NATTEN_OK)
         status = check(plan);
-    if (status == NATTEN_OK && !is_chosen(plan))
-        return na_refuse(plan, "not yet proved on a GPU: ask for it by name");
     if (status != NATTEN_OK)
         return status;
     na_sm90_back *s = calloc(1, sizeof *s);
@@ -372,7 +362,7 @@ int na_sm90_backward_specials(const natten_problem *p, const na_device *device,
     return s.count;
 }
 
-void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device, int chosen)
+void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device)
 {
     natten_plan back = {.problem = plan->problem};
     na_special specials[NA_SM90_BACKWARD_TEXTS];
@@ -388,7 +378,7 @@ void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device, 
     p->roles &= ~natten_bit(NATTEN_D_LSE);
     p->op = NATTEN_BACKWARD;
     int count = 0;
-    if ((PROVED_ON_A_GPU || chosen) && check(&back) == NATTEN_OK)
+    if (check(&back) == NATTEN_OK)
         count = na_sm90_backward_specials(p, device, specials);
     for (int i = 0; i < count; i++)
         na_jit_prepare(&specials[i]);

@@ -84,11 +84,6 @@ void na_sm90_bias_of(const natten_problem *p, na_sm90_bias *bias)
         bias->step[a] = (int)p->layout[NATTEN_RPB].axis[a];
 }
 
-int na_sm90_is_asked_for(const natten_plan *plan)
-{
-    return plan->asked && !strcmp(plan->asked, plan->kernel->name);
-}
-
 void na_sm90_special_tiles(const natten_problem *p, const na_sm90_config *c, na_special *special)
 {
     static const char *const subs[] = {"NA_SUB_0", "NA_SUB_1", "NA_SUB_2"};
