@@ -106,11 +106,30 @@ def check_data_parallel(rank: int, count: int) -> None:
         torch.testing.assert_close(mine.grad, other.grad)
 
 
+def check_data_parallel_on_gpus(rank: int, count: int) -> None:
+    """In half precision, with a process for each GPU; torch sums what is half in any order."""
+    torch.cuda.set_device(rank)
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(64, 2, 7, rel_pos_bias=True).cuda()
+    alone = copy.deepcopy(module)
+    x = torch.randn(4 * count, 20, 21, 64).cuda()
+    parallel = torch.nn.parallel.DistributedDataParallel(module, device_ids=[rank])
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = alone(x).float().square().mean()
+        part = parallel(x[4 * rank : 4 * rank + 4]).float().square().mean()
+    loss.backward()
+    part.backward()
+    for mine, other in zip(module.parameters(), alone.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None
+        assert (mine.grad - other.grad).norm() <= 0.02 * other.grad.norm()
+
+
 def main() -> None:
     part, rank, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
+    backend = "nccl" if part == "data parallel on GPUs" else "gloo"
     dist.init_process_group(
-        "gloo", init_method=f"file://{sys.argv[4]}", rank=rank, world_size=count
+        backend, init_method=f"file://{sys.argv[4]}", rank=rank, world_size=count
     )
     if part == "blocks":
         check_blocks(rank, count, 0)
@@ -118,6 +137,8 @@ def main() -> None:
         check_other_ranks(rank, count)
     elif part == "data parallel":
         check_data_parallel(rank, count)
+    elif part == "data parallel on GPUs":
+        check_data_parallel_on_gpus(rank, count)
     else:
         import dtensors
 

@@ -33,6 +33,11 @@ def has_fully_shard() -> bool:
         ("blocks", 2),
         ("blocks", 4),
         ("data parallel", 2),
+        pytest.param(
+            "data parallel on GPUs",
+            2,
+            marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 2 GPUs"),
+        ),
         ("sharded tensors", 2),
         pytest.param(
             "fully sharded",
