@@ -4,12 +4,12 @@
     python3 bench/gpu_backward.py [--flex] [--only CASE] [--rehearse] [OUT]
 
 Needs torch with CUDA and the library built in build/. The kernel is asked for by name, and runs
-both ways: the same bits every time, and with KV parallelism. Each case is
-checked at sampled tokens against float64, twice for the same bits (with KV parallelism, of d_key
-and d_value), and timed in turns with cuDNN's dense backward (and FlexAttention's, where there is a goal). Effective
-TFLOP/s count the products of the windows only, 10 * batch * heads * tokens * window * channels /
-time of all kernels of the backward; `goal` is what is wanted on an H100. --rehearse does the checks
-on the CPU, in small: it proves this program, not the kernel."""
+both ways: the same bits every time, and with KV parallelism. Each case is checked at sampled tokens
+against float64, twice for the same bits (with KV parallelism, of d_key and d_value), and timed in
+turns with cuDNN's dense backward (and FlexAttention's, where there is a goal). Effective TFLOP/s
+count the products of the windows only, 10 * batch * heads * tokens * window * channels / time of
+all kernels of the backward; `goal` is what is wanted on an H100. --rehearse does the checks on the
+CPU, in small: it proves this program, not the kernel."""
 
 from __future__ import annotations
 

@@ -50,6 +50,19 @@ static long highest(const char *log, const char *word)
     return best;
 }
 
+/* For a disassembler: in the folder CUBINS, if that is set. */
+static void keep(const trial *t, const na_cubin *cubin)
+{
+    char path[300];
+    if (!getenv("CUBINS"))
+        return;
+    snprintf(path, sizeof path, "%s/%s_%d.cubin", getenv("CUBINS"), t->special.source,
+             (int)(t - trials));
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(cubin->bytes, 1, cubin->size, file) != cubin->size || fclose(file))
+        perror(path);
+}
+
 static int compile(const trial *t)
 {
     char line[512], *log;
@@ -68,13 +81,7 @@ static int compile(const trial *t)
            used, stores, loads, cubin.size);
     if (bad)
         printf("%s\n", log);
-    if (getenv("CUBINS")) {
-        char path[300];
-        snprintf(path, sizeof path, "%s/%s_%p.cubin", getenv("CUBINS"), t->special.source, (void *)t);
-        FILE *f = fopen(path, "wb");
-        fwrite(cubin.bytes, 1, cubin.size, f);
-        fclose(f);
-    }
+    keep(t, &cubin);
     free(cubin.bytes);
     free(log);
     return !bad;

@@ -34,9 +34,9 @@ const void *na_host_exchange(const char *word, int first, int count, const void 
 void na_host_barrier(int id, int count);
 void na_host_arrive(int id, int count);
 
-/* This thread gives registers back, or takes more, until it has so many: all come from those a block
- * is launched with, 65536 divided by its threads and rounded down to a multiple of 8 for each. Where there are
- * none, hardware waits for ever. */
+/* This thread gives registers back, or takes more, until it has so many: all come from those that a
+ * block is launched with, 65536 divided by its threads and rounded down to a multiple of 8 for
+ * each. Where there are none, hardware waits for ever. */
 void na_host_keep_registers(int count);
 
 /* Lets others go first: to be called in loops that wait for something. A kernel in which everybody
