@@ -373,7 +373,7 @@ static int prepare(planner *s, const natten_problem *problem, const na_device *d
     s->useful = 1;
     for (int a = 0; a < 3; a++)
         s->useful *= useful_pairs(&problem->axis[a]);
-    return s->useful > 0 && problem->batch > 0 && na_sm90_bias_entries(problem, what) >= 0;
+    return s->useful > 0 && problem->batch > 0;
 }
 
 /* The fastest that no earlier choice has; best.groups = 0: there is none. */

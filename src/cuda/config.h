@@ -45,7 +45,7 @@ static inline int na_sm90_visitors(const na_sm90_config *config)
 }
 
 /* Room for the entries of a bias whose gradient D_QUERY gives as well: all of one head; 0: it does
- * not, -1: there are too many. */
+ * not, -1: there are too many for shared memory. */
 int na_sm90_bias_entries(const natten_problem *problem, na_sm90_what what);
 
 /* Boxes of tensor maps step by 8 tokens at most, and reach over 256, which the lines of 64 and more

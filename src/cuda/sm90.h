@@ -55,9 +55,12 @@ void na_sm90_bias_of(const natten_problem *problem, na_sm90_bias *bias);
 int na_sm90_parts(const natten_problem *problem);
 
 /* Part number `number`, and how many elements behind a role's first its own first is. 0: it has no
- * queries. */
+ * queries (but maybe keys, whose gradients are 0). */
 int na_sm90_part(const natten_problem *problem, int number, natten_problem *part,
                  int64_t first[NATTEN_ROLES]);
+
+/* Sizes that no part exceeds: walks over it have as many tiles as any part's, or more. */
+natten_problem na_sm90_largest_part(const natten_problem *problem);
 
 /* Macros that all texts have. */
 void na_sm90_special_tiles(const natten_problem *problem, const na_sm90_config *config,

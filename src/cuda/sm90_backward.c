@@ -4,6 +4,7 @@
  * parallelism is allowed, all three from one kernel that adds d_query up in the workspace. */
 #include "cuda/sm90_backward.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "core/problem.h"
@@ -11,9 +12,19 @@
 #include "cuda/reference.h"
 
 enum {
-    MOST_BLOCKS = 16, /* of a multiprocessor, of the kernels before and after */
-    MOST_VISITS = 255 /* what a note has room for */
+    MOST_BLOCKS = 16,  /* of a multiprocessor, of the kernels before and after */
+    MOST_VISITS = 255, /* what a note has room for */
+    MOST_ENTRIES = 2000000000
 };
+
+/* Of a position bias. */
+static double entries_of(const natten_problem *p)
+{
+    double entries = (double)p->heads;
+    for (int a = 0; a < 3; a++)
+        entries *= (double)(2 * p->axis[a].window - 1);
+    return entries;
+}
 
 static natten_status check(natten_plan *plan)
 {
@@ -36,10 +47,11 @@ static natten_status check(natten_plan *plan)
     if (status == NATTEN_OK && na_has(p, NATTEN_RPB) && p->heads / p->kv_heads > MOST_VISITS)
         return na_refuse(plan, "a relative position bias, and more than %d heads share keys",
                          MOST_VISITS);
-    if (status == NATTEN_OK && na_sm90_bias_entries(p, NA_SM90_D_QUERY) < 0)
-        return na_refuse(plan, "a gradient of too many entries of a relative position bias");
-    if (status == NATTEN_OK && na_sm90_parts(p) > 1)
-        return na_refuse(plan, "dilations so large that the map would have to be cut in parts");
+    if (status == NATTEN_OK && na_has(p, NATTEN_D_RPB) && entries_of(p) > MOST_ENTRIES)
+        return na_refuse(plan,
+                         "a gradient of %.0f entries of a relative position bias, and it "
+                         "counts up to 2e9",
+                         entries_of(p));
     double queries = (double)p->batch * (double)p->heads;
     for (int a = 0; a < 3; a++)
         queries *= (double)p->axis[a].query_extent;
@@ -121,6 +133,15 @@ static int add_pass(const natten_problem *p, const na_device *device, na_sm90_wh
     return 1;
 }
 
+static void begin(const natten_problem *p, int adds, na_sm90_back *s)
+{
+    *s = (na_sm90_back){.adds = adds,
+                        .flat = na_sm90_is_flat(p),
+                        .parts = na_sm90_parts(p),
+                        .batches = p->batch,
+                        .kv_heads = p->kv_heads};
+}
+
 /* Kernels of their own for d_query and for keys; 0: no tiles fit. */
 static int find_passes(const natten_problem *p, const na_device *device, na_sm90_back *s)
 {
@@ -128,7 +149,7 @@ static int find_passes(const natten_problem *p, const na_device *device, na_sm90
     int extra_key = na_has(p, NATTEN_D_ADDITIONAL_KEY);
     int extra_value = na_has(p, NATTEN_D_ADDITIONAL_VALUE);
     int query = na_has(p, NATTEN_D_QUERY) || na_has(p, NATTEN_D_RPB);
-    *s = (na_sm90_back){.batches = p->batch, .kv_heads = p->kv_heads};
+    begin(p, 0, s);
     if (query && !add_pass(p, device, NA_SM90_D_QUERY, 1, 0, s))
         return 0;
     if (key + value && !add_pass(p, device, NA_SM90_D_KEY, key + 2 * value, 0, s))
@@ -145,7 +166,7 @@ static const char *find_one_pass(const natten_problem *p, const na_device *devic
                    extra =
                        natten_bit(NATTEN_D_ADDITIONAL_KEY) | natten_bit(NATTEN_D_ADDITIONAL_VALUE);
     const uint64_t wanted = p->additional_tokens ? all | extra : all;
-    *s = (na_sm90_back){.batches = p->batch, .kv_heads = p->kv_heads, .adds = 1};
+    begin(p, 1, s);
     if (!(p->preferences & NATTEN_PREFER_KV_PARALLEL))
         return "KV parallelism is not allowed";
     if ((p->roles & wanted) != wanted)
@@ -174,17 +195,37 @@ static double input_bytes(const natten_problem *p)
             keys * (double)p->kv_heads * (double)(p->head_dim + p->value_dim));
 }
 
+/* What the pass that gives d_query, which is the first, has of a bias' gradient. */
+static void size_bias(const natten_problem *turn, na_sm90_back *s)
+{
+    na_sm90_bias_end *end = &s->bias_arguments;
+    const natten_problem part = na_sm90_largest_part(turn);
+    na_sm90_backward of_pass = {.scale = 0};
+    na_sm90_pass_arguments(&part, s->flat, &s->passes[0], &of_pass);
+    end->entries = 1;
+    for (int a = 0; a < 3; a++) {
+        end->extent[a] = of_pass.bias_sums.extent[a];
+        end->entries *= end->extent[a];
+    }
+    int64_t rows = turn->heads * (s->flat ? turn->batch : 1);
+    end->parts_of_head = (int)(of_pass.walk.items / rows) * s->passes[0].config.groups;
+}
+
 /* The sizes of a turn's workspace, in bytes; returns their sum. */
 static double size_turn(const natten_problem *whole, na_sm90_back *s)
 {
-    const natten_problem p = na_sm90_turn(whole, s, 0, 0);
-    double heads = (double)(p.batch * p.heads), sums = heads * (double)p.head_dim * sizeof(float);
-    double pairs = heads * (double)na_sm90_query_tokens(&p) * NA_SM90_PAIR * sizeof(float);
-    for (int a = 0; a < 3; a++)
-        sums *= na_sm90_sum_extent((int)p.axis[a].query_extent, (int)p.axis[a].dilation);
+    const natten_problem p = na_sm90_turn(whole, s, 0, 0), part = na_sm90_largest_part(&p);
+    double batches = (double)p.batch * sizeof(float), queries = (double)na_sm90_query_tokens(&p);
+    double pairs = batches * (double)p.heads * queries * NA_SM90_PAIR;
+    double sums = s->adds ? batches * (double)na_sm90_sum_count(&part) : 0, shares = 0;
+    if (na_has(&p, NATTEN_D_RPB)) {
+        size_bias(&p, s);
+        shares = batches * (double)na_sm90_share_count(&p, s) * s->parts;
+    }
     s->pair_bytes = (size_t)pairs;
-    s->sum_bytes = s->adds ? (size_t)sums : 0;
-    return pairs + (s->adds ? sums : 0) + (double)s->count * (double)p.batch * sizeof(int);
+    s->sum_bytes = (size_t)sums;
+    s->bias_bytes = (size_t)shares;
+    return pairs + sums + shares + batches * s->count * s->parts;
 }
 
 static int64_t even_share(int64_t count, double most)
@@ -195,17 +236,26 @@ static int64_t even_share(int64_t count, double most)
     return (count + turns - 1) / turns;
 }
 
-/* As many batches and heads at a time as the preference allows, but at least one of each. */
+/* Whether batches or heads may take turns: where sums or shares of many entries need memory. */
+static int takes_turns(const natten_problem *p, const na_sm90_back *s)
+{
+    return s->adds || na_sm90_bias_entries(p, NA_SM90_D_QUERY) < 0;
+}
+
+/* As many batches and heads at a time as the preference allows, but at least one of each, and all
+ * batches of a bias' gradient: that is a sum over them. */
 static void size_workspace(const natten_problem *p, na_sm90_back *s)
 {
     double limit =
         p->preferences & NATTEN_PREFER_LITTLE_MEMORY ? input_bytes(p) / 4 : input_bytes(p);
     double all = size_turn(p, s);
-    if (!s->adds || p->preferences & NATTEN_PREFER_MUCH_MEMORY || all <= limit)
+    if (!takes_turns(p, s) || p->preferences & NATTEN_PREFER_MUCH_MEMORY || all <= limit)
         return;
-    s->batches = even_share(p->batch, limit / (all / (double)p->batch));
+    if (s->adds)
+        s->batches = even_share(p->batch, limit / (all / (double)p->batch));
+    double head = all / (double)(p->batch * p->kv_heads) * (double)s->batches;
     if (size_turn(p, s) > limit)
-        s->kv_heads = even_share(p->kv_heads, limit / (all / (double)(p->batch * p->kv_heads)));
+        s->kv_heads = even_share(p->kv_heads, limit / head);
     size_turn(p, s);
 }
 
@@ -215,10 +265,11 @@ static void size_workspace(const natten_problem *p, na_sm90_back *s)
 static natten_status load_pass(natten_plan *plan, const na_device *device, na_sm90_back *s,
                                na_sm90_pass *pass)
 {
-    const natten_problem p = na_sm90_turn(&plan->problem, s, 0, 0);
+    const natten_problem turn = na_sm90_turn(&plan->problem, s, 0, 0);
+    const natten_problem p = na_sm90_pass_problem(&turn, pass);
     na_special special;
     na_sm90_backward arguments;
-    if (!na_sm90_pass_arguments(&p, pass, &arguments))
+    if (!na_sm90_pass_arguments(&p, s->flat, pass, &arguments))
         return na_refuse(plan, "too many tiles");
     int items = arguments.walk.items, blocks = device->multiprocessors;
     special_of(&p, pass, &special);
@@ -239,30 +290,17 @@ static natten_status load_rows(natten_plan *plan, const na_device *device, const
     return na_sm90_load(plan, device, special, name, launch);
 }
 
-/* What adds up the gradient of the bias, after the pass that gives d_query, which is the first. */
+/* What adds up the gradient of the bias, after the passes. */
 static natten_status load_bias(natten_plan *plan, const na_device *device, na_sm90_back *s)
 {
-    const natten_problem *p = &plan->problem;
-    const na_sm90_pass *pass = &s->passes[0];
-    na_sm90_backward of_pass;
+    const natten_problem p = na_sm90_turn(&plan->problem, s, 0, 0);
     na_sm90_bias_end *arguments = &s->bias_arguments;
     na_special special;
-    special_of_bias(p, &special);
-    na_sm90_pass_arguments(p, pass, &of_pass);
-    arguments->entries = 1;
-    arguments->head = p->layout[NATTEN_D_RPB].head;
-    for (int a = 0; a < 3; a++) {
-        arguments->step[a] = p->layout[NATTEN_D_RPB].axis[a];
-        arguments->extent[a] = of_pass.bias_sums.extent[a];
-        arguments->entries *= arguments->extent[a];
-    }
-    int64_t rows = p->heads * (of_pass.walk.flat ? p->batch : 1);
-    arguments->heads = (int)p->heads;
-    arguments->batches = (int)p->batch;
-    arguments->parts_of_head = (int)(of_pass.walk.items / rows) * pass->config.groups;
-    s->bias_bytes = (size_t)(p->batch * p->heads) * (size_t)arguments->parts_of_head *
-                    (size_t)arguments->entries * sizeof(float);
-    int64_t blocks = (p->heads * arguments->entries + NA_SM90_BIAS_BLOCK - 1) / NA_SM90_BIAS_BLOCK;
+    special_of_bias(&p, &special);
+    arguments->head = p.layout[NATTEN_D_RPB].head;
+    for (int a = 0; a < 3; a++)
+        arguments->step[a] = p.layout[NATTEN_D_RPB].axis[a];
+    int64_t blocks = (p.heads * arguments->entries + NA_SM90_BIAS_BLOCK - 1) / NA_SM90_BIAS_BLOCK;
     int64_t most = (int64_t)device->multiprocessors * MOST_BLOCKS;
     s->bias.blocks = blocks < most ? blocks : most;
     s->bias.threads = NA_SM90_WARPGROUP;
@@ -288,22 +326,32 @@ static natten_status load(natten_plan *plan, const na_device *device, na_sm90_ba
     return load_rows(plan, device, s, &special, "na_sm90_convert_kernel", &s->convert);
 }
 
-/* Says which of the two ways was taken, and why. */
+/* Says which of the two ways was taken, and why; and what else is not done at once. */
 static void say(natten_plan *plan, const na_sm90_back *s, const char *why)
 {
     const natten_problem *p = &plan->problem;
     const uint64_t memory = NATTEN_PREFER_LITTLE_MEMORY | NATTEN_PREFER_MUCH_MEMORY;
-    if (!s->adds) {
-        na_refuse(plan, "d_query, d_key and d_value in the same order every time, as %s", why);
-        return;
+    char parts[64] = "", turns[128] = "";
+    if (s->parts > 1)
+        snprintf(parts, sizeof parts, "; %d parts of the map after each other", s->parts);
+    if (takes_turns(p, s)) {
+        int64_t count = ((p->batch + s->batches - 1) / s->batches) *
+                        ((p->kv_heads + s->kv_heads - 1) / s->kv_heads);
+        snprintf(turns, sizeof turns, "; %lld of %lld times %lld heads of keys at a time",
+                 (long long)count, (long long)s->batches, (long long)s->kv_heads);
+        plan->honours |= p->preferences & memory;
     }
-    plan->honours |= NATTEN_PREFER_KV_PARALLEL | (p->preferences & memory);
-    int64_t turns = ((p->batch + s->batches - 1) / s->batches) *
-                    ((p->kv_heads + s->kv_heads - 1) / s->kv_heads);
-    na_refuse(plan,
-              "in one kernel that adds d_query up in any order, as KV parallelism is allowed; %lld "
-              "of %lld times %lld heads of keys at a time",
-              (long long)turns, (long long)s->batches, (long long)s->kv_heads);
+    if (s->adds) {
+        plan->honours |= NATTEN_PREFER_KV_PARALLEL;
+        na_refuse(plan,
+                  "in one kernel that adds d_query up in any order, as KV parallelism is "
+                  "allowed%s%s",
+                  turns, parts);
+    } else {
+        na_refuse(plan, "d_query, d_key and d_value in the same order every time, as %s%s%s%s", why,
+                  *turns ? "; d_rpb by sums in memory, as it has too many entries" : "", turns,
+                  parts);
+    }
 }
 
 /* One kernel, or several, or not at all. */
@@ -335,9 +383,8 @@ natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
         free(s);
         return status;
     }
-    int64_t launches = na_sm90_is_flat(&plan->problem) ? 1 : s->batches;
-    plan->workspace = s->pair_bytes + s->sum_bytes + s->bias_bytes +
-                      (size_t)s->count * (size_t)launches * sizeof(int);
+    int64_t launches = (int64_t)s->parts * s->count * (s->flat ? 1 : s->batches);
+    plan->workspace = s->pair_bytes + s->sum_bytes + s->bias_bytes + (size_t)launches * sizeof(int);
     plan->state = s;
     plan->run = na_sm90_run_backward;
     return NATTEN_OK;

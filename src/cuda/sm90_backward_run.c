@@ -31,12 +31,12 @@ static natten_layout in_line(natten_layout layout)
     return layout;
 }
 
-int na_sm90_pass_arguments(const natten_problem *p, const na_sm90_pass *pass,
+int na_sm90_pass_arguments(const natten_problem *p, int flat, const na_sm90_pass *pass,
                            na_sm90_backward *arguments)
 {
     int of_keys = na_sm90_is_of_keys(pass->config.what);
     const natten_problem seen = pass->of_extra ? extra_problem(p) : *p;
-    int fits = na_sm90_walk_of(&seen, &pass->config, na_sm90_is_flat(p), &arguments->walk);
+    int fits = na_sm90_walk_of(&seen, &pass->config, flat, &arguments->walk);
     arguments->scale = (float)p->scale;
     arguments->scale_log2 = (float)(p->scale * 1.4426950408889634);
     for (int a = 0; a < 3; a++)
@@ -51,6 +51,11 @@ int na_sm90_pass_arguments(const natten_problem *p, const na_sm90_pass *pass,
         arguments->layout[1] = in_line(p->layout[NATTEN_D_ADDITIONAL_VALUE]);
     }
     return fits;
+}
+
+natten_problem na_sm90_pass_problem(const natten_problem *turn, const na_sm90_pass *pass)
+{
+    return pass->of_extra ? *turn : na_sm90_largest_part(turn);
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -70,52 +75,93 @@ int64_t na_sm90_query_tokens(const natten_problem *p)
     return p->axis[0].query_extent * p->axis[1].query_extent * p->axis[2].query_extent;
 }
 
+int64_t na_sm90_sum_count(const natten_problem *p)
+{
+    int64_t sums = p->heads * p->head_dim;
+    for (int a = 0; a < 3; a++)
+        sums *= na_sm90_sum_extent((int)p->axis[a].query_extent, (int)p->axis[a].dilation);
+    return sums;
+}
+
+int64_t na_sm90_share_count(const natten_problem *turn, const na_sm90_back *back)
+{
+    const na_sm90_bias_end *end = &back->bias_arguments;
+    return turn->heads * end->parts_of_head * end->entries;
+}
+
 /* ----------------------------------------------------------------------------------------------
  * turns */
 
-/* A turn: its problem, and addresses that begin with it. */
+/* A turn, or a part of it: its problem, and addresses that begin with it. */
 typedef struct turn {
-    const natten_plan *plan;
     const na_sm90_back *back;
-    natten_problem problem;
+    natten_problem whole, problem;
     natten_run run;
-    char *pairs, *sums, *bias_parts;
-    int *counters;
+    float *pairs, *sums, *shares;
+    int *counters, launches; /* of a pass over a part */
 } turn;
 
 static int is_of_queries(int role)
 {
-    return role == NATTEN_QUERY || role == NATTEN_OUT || role == NATTEN_LSE ||
-           role == NATTEN_D_QUERY || role == NATTEN_D_OUT || role == NATTEN_D_LSE;
+    return role == NATTEN_QUERY || role == NATTEN_OUT || role == NATTEN_LSE || role == NATTEN_RPB ||
+           role == NATTEN_D_QUERY || role == NATTEN_D_OUT || role == NATTEN_D_LSE ||
+           role == NATTEN_D_RPB;
+}
+
+static void shift(natten_run *run, const natten_problem *p, int role, int64_t elements)
+{
+    if (run->data[role])
+        run->data[role] = (char *)run->data[role] +
+                          elements * (int64_t)na_dtype_size(na_role_dtype(p, (natten_role)role));
 }
 
 static turn turn_of(const natten_plan *plan, const natten_run *run, int64_t batch, int64_t kv_head)
 {
     const natten_problem *p = &plan->problem;
-    turn t = {.plan = plan, .back = plan->state, .run = *run};
-    t.problem = na_sm90_turn(p, t.back, batch, kv_head);
+    turn t = {.back = plan->state, .run = *run};
+    t.whole = t.problem = na_sm90_turn(p, t.back, batch, kv_head);
     for (int role = 0; role < NATTEN_ROLES; role++) {
         const natten_layout *layout = &p->layout[role];
         int64_t head = is_of_queries(role) ? kv_head * (p->heads / p->kv_heads) : kv_head;
-        int64_t offset = batch * layout->batch + head * layout->head;
-        if (run->data[role])
-            t.run.data[role] =
-                (char *)run->data[role] + offset * (int64_t)na_dtype_size(na_role_dtype(p, role));
+        shift(&t.run, p, role, batch * layout->batch + head * layout->head);
     }
     t.pairs = run->workspace;
-    t.sums = t.pairs + t.back->pair_bytes;
-    t.bias_parts = t.sums + t.back->sum_bytes;
-    t.counters = (int *)(t.bias_parts + t.back->bias_bytes);
+    t.sums = t.pairs + t.back->pair_bytes / sizeof(float);
+    t.shares = t.sums + t.back->sum_bytes / sizeof(float);
+    t.counters = (int *)(t.shares + t.back->bias_bytes / sizeof(float));
+    t.launches = t.back->flat ? 1 : (int)t.problem.batch;
     return t;
 }
 
-static natten_status map_residents(const turn *t, const na_sm90_pass *pass, char **data,
+static turn part_of(const turn *whole, int number)
+{
+    turn t = *whole;
+    int64_t first[NATTEN_ROLES];
+    na_sm90_part(&whole->whole, number, &t.problem, first);
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        shift(&t.run, &t.problem, role, first[role]);
+    t.shares += number * t.problem.batch * na_sm90_share_count(&t.problem, t.back);
+    t.counters += number * t.back->count * t.launches;
+    return t;
+}
+
+/* For tensor maps, which have no axes of nothing: parts may be without queries, or keys. */
+static natten_problem something_of(const natten_problem *problem)
+{
+    natten_problem p = *problem;
+    for (int a = 0; a < 3; a++) {
+        p.axis[a].query_extent += !p.axis[a].query_extent;
+        p.axis[a].key_extent += !p.axis[a].key_extent;
+    }
+    return p;
+}
+
+static natten_status map_residents(const natten_problem *p, const na_sm90_pass *pass, char **data,
                                    const na_sm90_boxes *boxes, na_sm90_backward *arguments)
 {
     static const natten_role roles[][2] = {{NATTEN_QUERY, NATTEN_D_OUT},
                                            {NATTEN_KEY, NATTEN_VALUE},
                                            {NATTEN_ADDITIONAL_KEY, NATTEN_ADDITIONAL_VALUE}};
-    const natten_problem *p = &t->problem;
     int side = na_sm90_is_of_keys(pass->config.what);
     natten_status status = NATTEN_OK;
     for (int i = 0; status == NATTEN_OK && i < 2; i++) {
@@ -138,36 +184,48 @@ static natten_status map_residents(const turn *t, const na_sm90_pass *pass, char
     return status;
 }
 
+/* All parts have as many items as the largest, some of them empty: shares of a bias' gradient lie
+ * alike. */
+static void even_out(const turn *t, const na_sm90_pass *pass, na_sm90_walk *walk)
+{
+    const natten_problem sized = na_sm90_pass_problem(&t->whole, pass);
+    na_sm90_backward arguments;
+    na_sm90_pass_arguments(&sized, t->back->flat, pass, &arguments);
+    walk->items = arguments.walk.items;
+    for (int a = 0; a < 3; a++)
+        walk->axis[a].tiles = arguments.walk.axis[a].tiles;
+}
+
 static natten_status run_pass(const turn *t, const na_sm90_pass *pass, int batch, int *counter)
 {
-    const natten_problem *p = &t->problem;
+    const natten_problem *p = &t->problem, mapped = something_of(p);
     int of_keys = na_sm90_is_of_keys(pass->config.what);
     int64_t rows = p->heads * na_sm90_query_tokens(p);
     na_sm90_backward arguments = {.scale = 0};
     na_sm90_boxes boxes = {.heads = 1};
     char *data[NATTEN_ROLES];
-    na_sm90_pass_arguments(p, pass, &arguments);
+    na_sm90_pass_arguments(p, t->back->flat, pass, &arguments);
+    even_out(t, pass, &arguments.walk);
     na_sm90_addresses(p, &t->run, batch, data);
     boxes.flat = arguments.walk.flat;
     for (int a = 0; a < 3; a++) {
         boxes.box[a] = pass->config.tile[a];
         boxes.step[a] = pass->of_extra ? 1 : (int)p->axis[a].dilation;
     }
-    arguments.pair = (float *)t->pairs + batch * rows * NA_SM90_PAIR;
+    arguments.pair = t->pairs + batch * rows * NA_SM90_PAIR;
     arguments.walk.counter = counter;
     arguments.bias.entries = t->run.data[NATTEN_RPB];
-    arguments.bias_sums.parts =
-        (float *)(t->bias_parts + t->back->bias_bytes / (size_t)t->back->batches * (size_t)batch);
+    arguments.bias_sums.parts = t->shares + batch * na_sm90_share_count(p, t->back);
     arguments.out[0] = data[pass->of_extra ? NATTEN_D_ADDITIONAL_KEY
                             : of_keys      ? NATTEN_D_KEY
                                            : NATTEN_D_QUERY];
     arguments.out[1] = data[pass->of_extra ? NATTEN_D_ADDITIONAL_VALUE : NATTEN_D_VALUE];
-    natten_status status = map_residents(t, pass, data, &boxes, &arguments);
+    natten_status status = map_residents(&mapped, pass, data, &boxes, &arguments);
     if (status == NATTEN_OK && of_keys)
-        status = na_sm90_map_pairs(p, &boxes, (void *)arguments.pair, &arguments.pairs);
+        status = na_sm90_map_pairs(&mapped, &boxes, (void *)arguments.pair, &arguments.pairs);
     if (status == NATTEN_OK && pass->config.what == NA_SM90_D_ALL)
-        status = na_sm90_map_sums(
-            p, &boxes, t->sums + t->back->sum_bytes / t->back->batches * batch, &arguments.d_query);
+        status = na_sm90_map_sums(&mapped, &boxes, t->sums + batch * na_sm90_sum_count(p),
+                                  &arguments.d_query);
     return status == NATTEN_OK ? na_launch_run(&pass->launch, t->run.stream, &arguments) : status;
 }
 
@@ -177,7 +235,7 @@ static natten_status run_delta(const turn *t)
     na_sm90_delta arguments = {.out = t->run.data[NATTEN_OUT],
                                .d_out = t->run.data[NATTEN_D_OUT],
                                .lse = t->run.data[NATTEN_LSE],
-                               .pairs = (float *)t->pairs,
+                               .pairs = t->pairs,
                                .out_layout = p->layout[NATTEN_OUT],
                                .d_out_layout = p->layout[NATTEN_D_OUT],
                                .lse_layout = p->layout[NATTEN_LSE],
@@ -195,7 +253,7 @@ static natten_status run_delta(const turn *t)
 static natten_status run_convert(const turn *t)
 {
     const natten_problem *p = &t->problem;
-    na_sm90_convert arguments = {.sums = (float *)t->sums,
+    na_sm90_convert arguments = {.sums = t->sums,
                                  .d_query = t->run.data[NATTEN_D_QUERY],
                                  .layout = p->layout[NATTEN_D_QUERY],
                                  .heads = (int)p->heads,
@@ -211,31 +269,53 @@ static natten_status run_convert(const turn *t)
 static natten_status run_bias(const turn *t)
 {
     na_sm90_bias_end arguments = t->back->bias_arguments;
-    arguments.parts = (float *)t->bias_parts;
+    arguments.parts = t->shares;
+    arguments.heads = (int)t->problem.heads;
+    arguments.batches = (int)t->problem.batch * t->back->parts;
     arguments.d_bias = t->run.data[NATTEN_D_RPB];
     return na_launch_run(&t->back->bias, t->run.stream, &arguments);
 }
 
-static natten_status run_turn(const turn *t)
+static natten_status clear(const turn *t, size_t bytes)
 {
     const char *why;
     const na_driver *cuda = na_driver_find(&why);
-    const na_sm90_back *back = t->back;
-    int launches = na_sm90_is_flat(&t->problem) ? 1 : (int)t->problem.batch, *counter = t->counters;
-    /* Items in which there is nothing leave their parts of the bias' gradient as they are. */
-    size_t words =
-        (back->sum_bytes + back->bias_bytes) / sizeof(int) + (size_t)back->count * (size_t)launches;
-    natten_status status = na_driver_check(
-        cuda->cuMemsetD32Async((uint64_t)(uintptr_t)t->sums, 0, words, t->run.stream),
+    return na_driver_check(
+        cuda->cuMemsetD32Async((uint64_t)(uintptr_t)t->sums, 0, bytes / sizeof(int), t->run.stream),
         "cuMemsetD32Async");
-    if (status == NATTEN_OK)
-        status = run_delta(t);
-    for (int i = 0; i < back->count; i++)
-        for (int batch = 0; status == NATTEN_OK && batch < launches; batch++)
-            status = run_pass(t, &back->passes[i], batch, counter++);
-    if (status == NATTEN_OK && back->bias.function)
-        status = run_bias(t);
-    return status == NATTEN_OK && back->adds ? run_convert(t) : status;
+}
+
+/* The passes over a part of the turn, or those of additional tokens over all of it, or both. */
+static natten_status run_part(const turn *t, int extra, int others)
+{
+    natten_status status = run_delta(t);
+    for (int i = 0; i < t->back->count; i++) {
+        const na_sm90_pass *pass = &t->back->passes[i];
+        int batches = (pass->of_extra ? extra : others) ? t->launches : 0;
+        for (int batch = 0; status == NATTEN_OK && batch < batches; batch++)
+            status = run_pass(t, pass, batch, t->counters + i * t->launches + batch);
+    }
+    return status == NATTEN_OK && t->back->adds ? run_convert(t) : status;
+}
+
+static natten_status run_turn(const turn *t)
+{
+    const na_sm90_back *back = t->back;
+    /* Items in which there is nothing leave their shares of the bias' gradient as they are. */
+    natten_status status =
+        clear(t, back->sum_bytes + back->bias_bytes +
+                     (size_t)(back->parts * back->count * t->launches) * sizeof(int));
+    /* Additional tokens' gradients, if any, come from the last pass. */
+    if (status == NATTEN_OK && back->parts > 1 && back->passes[back->count - 1].of_extra)
+        status = run_part(t, 1, 0);
+    for (int i = 0; status == NATTEN_OK && i < back->parts; i++) {
+        const turn part = part_of(t, i);
+        if (i > 0 && back->adds)
+            status = clear(t, back->sum_bytes);
+        if (status == NATTEN_OK)
+            status = run_part(&part, back->parts == 1, 1);
+    }
+    return status == NATTEN_OK && back->bias.function ? run_bias(t) : status;
 }
 
 natten_status na_sm90_run_backward(const natten_plan *plan, const natten_run *run)

@@ -169,7 +169,7 @@ static int64_t cut(int64_t *origin, int64_t *extent, int split, int residue)
     int64_t place = first * split + residue - *origin;
     *origin = first;
     *extent = end - first;
-    return place;
+    return end > first ? place : 0;
 }
 
 static int is_of_keys(natten_role role)
@@ -205,6 +205,18 @@ int na_sm90_part(const natten_problem *problem, int number, natten_problem *part
             }
     }
     return part->axis[0].query_extent * part->axis[1].query_extent * part->axis[2].query_extent > 0;
+}
+
+natten_problem na_sm90_largest_part(const natten_problem *problem)
+{
+    natten_problem p = *problem;
+    for (int a = 0; a < 3; a++) {
+        int split = na_sm90_split(problem, a);
+        p.axis[a].query_extent = (p.axis[a].query_extent + split - 1) / split;
+        p.axis[a].key_extent = (p.axis[a].key_extent + split - 1) / split;
+        p.axis[a].dilation /= split;
+    }
+    return p;
 }
 
 /* ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@
  * NA_SIDE; NA_ADDS; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2;
  * NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS: as there;
  * NA_BIAS_ENTRIES: where d_query is given the gradient of the bias is as well, if it has no more
- * entries; 0: it is not. */
+ * entries, or with -1 however many it has; 0: it is not. */
 #include "device/sm90_backward.h"
 #include "device/words/hopper.h"
 

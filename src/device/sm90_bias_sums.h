@@ -2,19 +2,34 @@
  * The gradient of a relative position bias, where residents are queries: an entry's is the sum of
  * the gradients of the logits of all pairs that are as far apart. A warpgroup puts a tile of them
  * into shared memory; then each entry that the tile has pairs of is one thread's, who adds them up,
- * in order, to what the item has of it already. What items have is added up later, in order too
- * (sm90_bias.cu).
+ * in order, to what the item has of it already, in shared memory; or, of more entries than there is
+ * room for, where it goes in the end, which is 0 at launch. What items have is added up later, in
+ * order too (sm90_bias.cu).
  *
  * Parameters: those of sm90_backward.cu; NA_PACK is 1. */
+enum { BIAS_ROOM = NA_BIAS_ENTRIES > 0 ? NA_BIAS_ENTRIES : 0 };
 
-NA_WORD float *entries_of(const seat *s)
+NA_WORD int count_of_entries(const na_sm90_backward *p)
+{
+    const int *extent = p->bias_sums.extent;
+    return extent[0] * extent[1] * extent[2];
+}
+
+/* Where the sums of the warpgroup's item go. */
+NA_WORD float *share_of_item(const na_sm90_backward *p, const seat *s)
+{
+    int64_t share = (int64_t)s->item->number * NA_GROUPS + s->group;
+    return p->bias_sums.parts + share * (int64_t)count_of_entries(p);
+}
+
+NA_WORD float *bias_words(const seat *s)
 {
     return (float *)(s->table + TABLE_WORDS + (NA_POSITIONS ? 3 : 0));
 }
 
 NA_WORD float *staged(const seat *s, int row, int column)
 {
-    return entries_of(s) + NA_BIAS_ENTRIES + row * (NA_VISITORS + 1) + column;
+    return bias_words(s) + BIAS_ROOM + row * (NA_VISITORS + 1) + column;
 }
 
 /* Pairs of the tile whose visitor is `apart` places behind their resident, along each axis. */
@@ -49,6 +64,7 @@ NA_WORD void add_bias_sums(const na_sm90_backward *p, const seat *s, const int *
     };
     const work_item *t = s->item;
     const int *extent = p->bias_sums.extent;
+    float *entries = BIAS_ROOM ? bias_words(s) : share_of_item(p, s);
     int first[3];
 #pragma unroll
     for (int a = 0; a < 3; a++)
@@ -68,27 +84,25 @@ NA_WORD void add_bias_sums(const na_sm90_backward *p, const seat *s, const int *
             place = place * extent[a] + entry;
         }
         if (there)
-            entries_of(s)[place] += sum_of_pairs(s, apart);
+            entries[place] += sum_of_pairs(s, apart);
     }
     na_group_barrier(1 + s->group); /* nobody reads it any more */
 }
 
 NA_WORD void clear_bias_sums(const seat *s)
 {
-    for (int before = 0; before < NA_BIAS_ENTRIES; before += 128)
-        if (before + (na_thread() & 127) < NA_BIAS_ENTRIES)
-            entries_of(s)[before + (na_thread() & 127)] = 0;
+    for (int before = 0; before < BIAS_ROOM; before += 128)
+        if (before + (na_thread() & 127) < BIAS_ROOM)
+            bias_words(s)[before + (na_thread() & 127)] = 0;
 }
 
 NA_WORD void store_bias_sums(const na_sm90_backward *p, const seat *s)
 {
-    const int *extent = p->bias_sums.extent;
-    int count = extent[0] * extent[1] * extent[2];
-    float *to =
-        p->bias_sums.parts + ((int64_t)s->item->number * NA_GROUPS + s->group) * (int64_t)count;
+    int count = BIAS_ROOM ? count_of_entries(p) : 0;
+    float *to = share_of_item(p, s);
     for (int before = 0; before < count; before += 128) {
         int i = before + (na_thread() & 127);
         if (i < count)
-            to[i] = entries_of(s)[i];
+            to[i] = bias_words(s)[i];
     }
 }

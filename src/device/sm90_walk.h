@@ -42,9 +42,10 @@ typedef struct na_sm90_bias {
 } na_sm90_bias;
 
 /* Words of shared memory that a warpgroup needs for it, behind its mask table: where tiles begin;
- * of the backward so many sums of entries, and a tile of gradients. */
+ * of the backward so many sums of entries (-1: they are elsewhere), and a tile of gradients. */
 #define NA_SM90_BIAS_WORDS(positions, entries, visitors)                                           \
-    (((positions) ? 3 : 0) + ((entries) ? (entries) + NA_SM90_ROWS * ((visitors) + 1) : 0))
+    (((positions) ? 3 : 0) + ((entries) > 0 ? (entries) : 0) +                                     \
+     ((entries) ? NA_SM90_ROWS * ((visitors) + 1) : 0))
 
 /* Bytes of so many tokens' channels in shared memory. */
 NA_INLINE int na_sm90_bytes(int tokens, int channels)
