@@ -262,6 +262,7 @@ static void check_parts(const natten_axis *axis, int lines)
     whole.axis[1] = (natten_axis){lines, lines, lines, 0, 0, 1, 1, 1, 0};
     int seen[64] = {0}, parts = na_sm90_parts(&whole);
     whole.layout[NATTEN_QUERY].axis[2] = whole.layout[NATTEN_KEY].axis[2] = 1;
+    const natten_axis largest = na_sm90_largest_part(&whole).axis[2];
     CHECK(axis->dilation % parts == 0 && axis->dilation / parts <= (lines > 1 ? 8 : 4));
     for (int i = 0; i < parts; i++) {
         natten_problem part;
@@ -269,6 +270,9 @@ static void check_parts(const natten_axis *axis, int lines)
         int there = na_sm90_part(&whole, i, &part, first);
         const natten_axis *x = &part.axis[2];
         CHECK(there == (x->query_extent > 0));
+        CHECK(x->query_extent >= 0 && x->query_extent <= largest.query_extent);
+        CHECK(x->key_extent >= 0 && x->key_extent <= largest.key_extent);
+        CHECK(x->dilation == largest.dilation);
         for (int q = 0; q < x->query_extent; q++) {
             int at = (int)(first[NATTEN_QUERY] + q * part.layout[NATTEN_QUERY].axis[2]);
             na_window in_part = na_window_of(na_axis_of(x), (int)x->query_origin + q);

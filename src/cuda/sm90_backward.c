@@ -349,8 +349,7 @@ static void say(natten_plan *plan, const na_sm90_back *s, const char *why)
                   turns, parts);
     } else {
         na_refuse(plan, "d_query, d_key and d_value in the same order every time, as %s%s%s%s", why,
-                  *turns ? "; d_rpb by sums in memory, as it has too many entries" : "", turns,
-                  parts);
+                  turns, *turns ? "; d_rpb added up in memory, as it has many entries" : "", parts);
     }
 }
 
