@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -207,8 +208,10 @@ def compare(model: str, device: str, small: bool) -> tuple[list[dict[str, object
     for by in CONTENDERS:
         row: dict[str, object] = {"model": model, "by": by}
         try:
+            begin = time.monotonic()
             contender = Contender(model, by, device, small)
             gradients = contender.gradients()
+            print(f"{model} {by}: ready after {time.monotonic() - begin:.0f} s", flush=True)
         except Exception as failure:  # noqa: BLE001
             print(f"FAIL {model} {by}: {failure!r:.500}", flush=True)
             wrong += by.startswith("natten")
