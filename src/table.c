@@ -12,13 +12,23 @@ enum { sets = 64, ways = 4 };
 
 static na_entry *table[sets][ways];
 
+static uint64_t mix(uint64_t sum, const natten_problem *problem, size_t word)
+{
+    uint64_t number;
+    memcpy(&number, (const char *)problem + word * sizeof number, sizeof number);
+    return (sum ^ number) * 0x9e3779b97f4a7c15u + (sum >> 29);
+}
+
+/* Two sums side by side: one alone would wait for its own multiplications. */
 static uint64_t hash(const natten_problem *problem)
 {
-    uint64_t words[sizeof *problem / sizeof(uint64_t)], sum = 0;
-    memcpy(words, problem, sizeof words);
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        sum = (sum ^ words[i]) * 0x9e3779b97f4a7c15u + (sum >> 29);
-    return sum ^ sum >> 32;
+    size_t half = sizeof *problem / sizeof(uint64_t) / 2;
+    uint64_t first = 0, second = 0;
+    for (size_t i = 0; i < half; i++) {
+        first = mix(first, problem, i);
+        second = mix(second, problem, i + half);
+    }
+    return first ^ first >> 32 ^ second << 8 ^ second >> 40;
 }
 
 /* Drops a hold on an entry; the last one frees it. Under the lock only the count changes. */
