@@ -206,7 +206,7 @@ class Call:
         present = [i for i, role in enumerate(roles) if call.problem.roles >> role & 1]
         #: Which of the op's inputs and outputs there are, in the order that run wants.
         self.order = sorted(present, key=roles.__getitem__)
-        self._pack = struct.Struct(f"{len(present)}P").pack
+        self._pack = struct.Struct(f"qPPQ{len(present)}P").pack
         self._place = ctypes.addressof(call)
 
     def wants(self, role: int) -> bool:
@@ -245,7 +245,7 @@ class Call:
         seed: int = 0,
     ) -> None:
         """Computes, with the addresses of the tensors that `order` lists."""
-        status = _repeat(self._place, self._pack(*addresses), threads, workspace, stream, seed)
+        status = _repeat(self._place, self._pack(threads, workspace, stream, seed, *addresses))
         if status:
             _check(status)
 

@@ -208,14 +208,16 @@ def fused(
     if rpb is not None and rpb.dtype != query.dtype:
         rpb = rpb.to(query.dtype)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 1)
-    tensors = (query, key, value, rpb, additional_keys, additional_values)
     if _masked.is_masked(dropout_p, key_padding_mask):
         dropout, seed = _masked.dropout_of(dropout_p, generator)
         key_bias = _masked.key_bias_of(key_padding_mask, key, 1, rank)
-        factor = check_scale(scale)
-        out, lse = _masked.fused((*tensors, key_bias), shape, factor, dropout, seed)
+        tensors = (query, key, value, rpb, additional_keys, additional_values, key_bias)
+        out, lse = _masked.fused(tensors, shape, check_scale(scale), dropout, seed)
     else:
-        out, lse = _attention.fused(*tensors, shape, check_scale(scale))
+        scale = check_scale(scale)
+        out, lse = _attention.fused(
+            query, key, value, rpb, additional_keys, additional_values, shape, scale
+        )
     return result(out, lse, return_lse)
 
 

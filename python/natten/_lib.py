@@ -236,8 +236,8 @@ def _load() -> ctypes.CDLL:
         "natten_threads": (c_int64, []),
         "natten_threads_set": (c_int, [c_int64]),
         "natten_call_bind": (c_int, [pointer(Call)]),
-        # As numbers and bytes: a pointer object would cost a call more than its arguments do.
-        "natten_call_repeat": (c_int, [c_void_p, c_char_p, c_int64, c_void_p, c_void_p, c_uint64]),
+        # As a number and bytes: a pointer object would cost a call more than its arguments do.
+        "natten_call_repeat": (c_int, [c_void_p, c_char_p]),
         "natten_compute_all": (c_int, [pointer(Problem), pointer(Run), c_size_t, size]),
         "natten_call_items": (
             c_int,

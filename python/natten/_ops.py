@@ -52,8 +52,8 @@ _Key = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 def _prepare(
     op: Op,
     keys: tuple[_Key | None, ...],
-    window: Window,
     preferences: int,
+    window: Window,
     scale: float | None,
     *more: Any,
 ) -> tuple[Call, list[Callable[[], Tensor]], list[bool]]:
@@ -78,7 +78,9 @@ def _prepare(
     for role in op.outputs:
         size = call.shape(role) if call.wants(role) else (0,)
         dtype = _TORCH_DTYPES[call.dtype(role)] if call.wants(role) else like
-        makers.append(functools.partial(torch.empty, *size, dtype=dtype, device=device))
+        # Naming dtype and device in each call would cost more.
+        empty = torch.empty(0, dtype=dtype, device=device)
+        makers.append(functools.partial(empty.new_empty, *size))
     return call, makers, copies if any(copies) else []
 
 
@@ -91,7 +93,7 @@ def explain(op: Op, arguments: Sequence[Any]) -> str:
     tensors, numbers = arguments[: len(op.inputs)], arguments[len(op.inputs) :]
     window = tuple(numbers[0])
     more = numbers[1:-1] if op.masks else numbers[1:]
-    call, _, _ = _prepare(op, _keys(tensors), window, _preferences.current, *more)
+    call, _, _ = _prepare(op, _keys(tensors), _preferences.current, window, *more)
     return call.explain()
 
 
@@ -113,33 +115,41 @@ def _seed_of(seed: Optional) -> int:
     return int(low | high << 32)
 
 
-def _python_kernel(op: Op) -> Callable[..., Any]:
-    count = len(op.inputs)
+def _computing(op: Op) -> Callable[..., Any]:
+    """The op in Python: of its tensors, their keys, the numbers after them, and the seed."""
     prepared = functools.lru_cache(maxsize=256)(functools.partial(_prepare, op))
+    threads, several = torch.get_num_threads, len(op.outputs) > 1
 
-    def kernel(*arguments: Any) -> Any:
-        seed = 0
-        if op.masks:
-            seed = _seed_of(arguments[-1])
-            arguments = arguments[:-1]
-        tensors = arguments[:count]
-        keys = _keys(tensors)
-        numbers = (tuple(arguments[count]), _preferences.current, *arguments[count + 1 :])
-        call, makers, copies = prepared(keys, *numbers)
+    def compute(
+        tensors: tuple[Any, ...], keys: tuple[_Key | None, ...], numbers: Any, seed: int
+    ) -> Any:
+        call, makers, copies = prepared(keys, _preferences.current, *numbers)
         if copies:
             pairs = zip(tensors, copies, strict=True)
             tensors = tuple([t.contiguous() if copy else t for t, copy in pairs])
         outputs = tuple([make() for make in makers])
         everything = tensors + outputs
         addresses = [everything[i].data_ptr() for i in call.order]
-        like = tensors[0]
-        if like.is_cuda:
-            workspace = like.new_empty(call.plan(), dtype=torch.uint8)
-            stream = torch.cuda.current_stream(like.device).cuda_stream
-            call.run(addresses, 0, workspace.data_ptr(), stream, seed)
-        else:
-            call.run(addresses, torch.get_num_threads(), 0, 0, seed)
-        return outputs if len(outputs) > 1 else outputs[0]
+        workspace = stream = 0
+        if outputs[0].is_cuda:
+            memory = outputs[0].new_empty(call.plan(), dtype=torch.uint8)
+            workspace = memory.data_ptr()
+            stream = torch.cuda.current_stream(memory.device).cuda_stream
+        call.run(addresses, threads(), workspace, stream, seed)
+        return outputs if several else outputs[0]
+
+    return compute
+
+
+def _python_kernel(op: Op) -> Callable[..., Any]:
+    count = len(op.inputs)
+    compute = _computing(op)
+
+    def kernel(*arguments: Any) -> Any:
+        tensors, window = arguments[:count], tuple(arguments[count])
+        more = arguments[count + 1 : -1] if op.masks else arguments[count + 1 :]
+        seed = _seed_of(arguments[-1]) if op.masks else 0
+        return compute(tensors, _keys(tensors), (window, *more), seed)
 
     return kernel
 
@@ -230,8 +240,6 @@ def _tags() -> tuple[torch.Tag, ...]:
 
 TRACED = {op.name: f"{op.name}_traced" for op in (_call.NA, _call.QK, _call.AV, _call.NA_MASKED)}
 
-_python_kernels: dict[str, Callable[..., Any]] = {}
-
 # Alive as long as the ops are to be.
 _definitions = torch.library.Library("natten", "FRAGMENT")
 
@@ -263,7 +271,7 @@ def _register() -> str:
     reason = _register_native()
     for name, op in ops.items():
         if reason or op.masks:
-            _python_kernels[name] = kernel = _python_kernel(op)
+            kernel = _python_kernel(op)
             for key in ("CPU", "CUDA"):
                 _definitions.impl(name, kernel, key)
         torch.library.register_fake(f"natten::{name}", _fake_kernel(op), lib=_definitions)
@@ -290,29 +298,42 @@ na_masked_traced = torch.ops.natten.na_masked_traced.default
 _dispatch_keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
 _profiling = torch._C._autograd._profiler_enabled
-_PLAIN = _dispatch_keys(torch.empty(0, device="cpu"))
+_CPU = torch.device("cpu")
+_PLAIN = _dispatch_keys(torch.empty(0, device=_CPU))
 
 
-def _eagerly(name: str) -> Callable[..., Any]:
+def _plain_keys(tensors: Sequence[Tensor | None]) -> tuple[_Key | None, ...] | None:
+    """The keys of CPU tensors that are nothing else; None if one is."""
+    keys: list[_Key | None] = []
+    for tensor in tensors:
+        if tensor is None:
+            keys.append(None)
+        elif _dispatch_keys(tensor) == _PLAIN:
+            keys.append((tensor.shape, tensor.stride(), tensor.dtype, _CPU))
+        else:
+            return None
+    return tuple(keys)
+
+
+def _eagerly(op: Op) -> Callable[..., Any]:
     """What plain calls use: the op without torch's Python around it. A kernel that is Python itself
     is called without the dispatcher where nobody who listens to that could tell: for CPU tensors
     that are nothing else, outside of modes and profilers."""
-    through: Callable[..., Any] = getattr(torch.ops.natten, name).default
+    through: Callable[..., Any] = getattr(torch.ops.natten, op.name).default
     through = getattr(through, "_op", through)
-    kernel = _python_kernels.get(name)
-    if kernel is None:
+    if not WHY_PYTHON:
         return through
-    count = len(next(op.inputs for op in _call.OPS if op.name == name))
+    count = len(op.inputs)
+    compute = _computing(op)
 
     def call(*arguments: Any) -> Any:
-        if _modes() or _profiling():
+        tensors = arguments[:count]
+        keys = None if _modes() or _profiling() else _plain_keys(tensors)
+        if keys is None:
             return through(*arguments)
-        for tensor in arguments[:count]:
-            if tensor is not None and _dispatch_keys(tensor) != _PLAIN:
-                return through(*arguments)
-        return kernel(*arguments)
+        return compute(tensors, keys, arguments[count:], 0)
 
     return call
 
 
-na_eagerly, qk_eagerly, av_eagerly = map(_eagerly, ("na", "qk", "av"))
+na_eagerly, qk_eagerly, av_eagerly = map(_eagerly, (_call.NA, _call.QK, _call.AV))

@@ -397,13 +397,15 @@ natten_status natten_call_run(natten_call *call, natten_run *run)
     return status;
 }
 
-natten_status natten_call_repeat(const natten_call *call, void *const *addresses, int64_t threads,
-                                 void *workspace, void *stream, uint64_t seed)
+natten_status natten_call_repeat(const natten_call *call, const natten_repeat *repeat)
 {
-    natten_run run = {.workspace = workspace, .stream = stream, .threads = threads, .seed = seed};
+    natten_run run = {.workspace = repeat->workspace,
+                      .stream = repeat->stream,
+                      .threads = repeat->threads,
+                      .seed = repeat->seed};
     for (int role = 0, i = 0; role < NATTEN_ROLES; role++)
         if (call->problem.roles >> role & 1)
-            run.data[role] = addresses[i++];
+            run.data[role] = repeat->data[i++];
     return natten_compute(&call->problem, &run);
 }
 

@@ -49,12 +49,18 @@ NATTEN_API natten_status natten_call_bind(natten_call *call);
  * data. */
 natten_status natten_call_run(natten_call *call, natten_run *run);
 
-/* Computes what was bound, with these addresses: one for each role of the problem, in the order of
- * the roles. The call stays as it is, and may run in several threads at once; what went wrong is
- * in natten_last_error. */
-NATTEN_API natten_status natten_call_repeat(const natten_call *call, void *const *addresses,
-                                            int64_t threads, void *workspace, void *stream,
-                                            uint64_t seed);
+/* What differs from one run of a bound call to the next. In one piece, because in Python every
+ * argument of a C function costs time. */
+typedef struct natten_repeat {
+    int64_t threads;
+    void *workspace, *stream;
+    uint64_t seed;
+    void *data[]; /* of each role of the problem, in the order of the roles */
+} natten_repeat;
+
+/* Computes what was bound. The call stays as it is, and may run in several threads at once; what
+ * went wrong is in natten_last_error. */
+NATTEN_API natten_status natten_call_repeat(const natten_call *call, const natten_repeat *repeat);
 
 /* One axis of one of several items, which are maps of different sizes. */
 typedef struct natten_item_axis {
