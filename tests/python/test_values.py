@@ -182,37 +182,6 @@ def test_blocks_are_parts_of_the_whole(cut: int, causal: bool) -> None:
         assert_close("gradient", mine, true, torch.float64)
 
 
-def test_packed_projection_is_not_copied() -> None:
-    """Views of one projection, and heads-first views, are taken as they lie."""
-    qkv = torch.randn(2, 28, 28, 3, 4, 32)
-    query, key, value = qkv.unbind(-3)
-    assert not query.is_contiguous()
-    results = {}
-    for name, tensors in {
-        "packed": (query, key, value),
-        "contiguous": tuple(t.contiguous() for t in (query, key, value)),
-    }.items():
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            results[name] = F.na2d(*tensors, 7)
-        events = {event.key for event in profile.key_averages()}
-        assert not any("copy" in e or "contiguous" in e or "clone" in e for e in events), events
-        allocated = sum(
-            event.self_cpu_memory_usage
-            for event in profile.events()
-            if getattr(event, "self_cpu_memory_usage", 0) > 0
-        )
-        # The output and its LSE, and no input again.
-        assert allocated <= (2 * 28 * 28 * 4) * (32 + 1) * 4 * 1.1, allocated
-    assert torch.equal(results["packed"], results["contiguous"])
-
-
-def test_scattered_channels_are_copied() -> None:
-    query = torch.randn(1, 8, 16, 6, 2).permute(0, 1, 3, 4, 2)
-    assert query.stride(-1) != 1
-    assert torch.equal(F.na2d(query, query, query, 3), F.na2d(*[query.contiguous()] * 3, 3))
-
-
 @pytest.mark.parametrize("scale", (None, 0.0, 2, 1.0))
 def test_scale(scale: Any) -> None:
     query, key, value = (torch.randn(1, 9, 2, 4, dtype=torch.float64) for _ in range(3))
