@@ -55,6 +55,11 @@ def _unfold(tensor: Tensor, size: int, at: int) -> tuple[Tensor, int]:
     return tensor.unflatten(position, (size, tensor.shape[position] // size)), position
 
 
+def _item(argument: Any, dim: Any) -> Any:
+    """The first of those that are mapped."""
+    return argument.select(dim, 0) if isinstance(dim, int) else argument
+
+
 def _vmap(cls: Any, info: Any, in_dims: Any, *arguments: Any) -> Any:
     """Mapped calls become one call with more batches; with more heads where a bias, which has no
     batch, is involved."""
@@ -71,7 +76,12 @@ def _vmap(cls: Any, info: Any, in_dims: Any, *arguments: Any) -> Any:
                 folded[i] = _fold(arguments[i], in_dims[i], size, 0)
         else:
             folded[i] = _fold(arguments[i], in_dims[i], size, at if heads else 0)
-    outputs = cls.apply(*folded)
+    try:
+        outputs = cls.apply(*folded)
+    except RuntimeError:
+        # One item alone fails likewise, with the numbers that the caller knows.
+        cls.apply(*[_item(a, dim) for a, dim in zip(arguments, in_dims, strict=True)])
+        raise
     single = isinstance(outputs, Tensor)
     results, dims = [], []
     for output, at in zip((outputs,) if single else outputs, cls.output_heads, strict=False):

@@ -49,13 +49,17 @@ def _check_knobs(function: str, rank: int, knobs: dict[str, Any], is_causal: Any
 _INTS = ("kernel_size", "stride", "dilation", "query_origin", "key_origin", "global_extent")
 
 
+_QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)
+
+
 def kind_of(tensor: Tensor) -> str:
     """What a tensor is that no function takes; empty if it is a usual one."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout is not torch.strided:
         return str(tensor.layout)
-    return "quantized" if tensor.is_quantized else ""
+    # By its dtype: under torch.func.grad is_quantized is always False.
+    return "quantized" if tensor.dtype in _QUANTIZED else ""
 
 
 def result(out: Tensor, lse: Tensor, return_lse: bool) -> Any:
@@ -120,15 +124,17 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
 
     def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
         status = _lib.library.natten_torch_failure()
-        if status:
-            return _errors.from_status(status, str(error))
-        if not isinstance(error, _errors.NattenError):
-            try:
-                given = parameters.bind(*args, **kwargs).arguments
-            except TypeError:  # too few or too many: Python has said so
-                return error
+        if isinstance(error, _errors.NattenTypeError):
+            return error
+        try:
+            given = parameters.bind(*args, **kwargs).arguments
+        except TypeError:  # too few or too many: Python has said so
+            return error
+        try:
             _check_arguments(given, order, rank)
-        return error
+        except (_errors.NattenError, NotImplementedError) as better:
+            return better
+        return _errors.from_status(status, str(error)) if status else error
 
     @functools.wraps(function)
     def outer(*args: _P.args, **kwargs: _P.kwargs) -> _R:

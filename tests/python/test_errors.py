@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.func import grad, jvp, vmap
 
 import natten.functional as F
 from natten import NattenError, NattenTypeError, NeighborhoodAttention1D, NeighborhoodAttention2D
@@ -19,17 +20,28 @@ FIRST = torch.zeros(2, 4, 6, 8, 16)
 ATTN = torch.zeros(2, 4, 6, 8, 9)
 META = Q.to("meta")
 
+# What is added to tensors: under a transform, one of many zeros.
+zero: Any = 0
+
+
+def seen(x: Any) -> Any:
+    usual = isinstance(x, torch.Tensor) and x.layout is torch.strided and x.is_cpu
+    return x + zero if usual and x.is_floating_point() and not x.is_quantized else x
+
 
 def na(q: Any = Q, k: Any = Q, v: Any = Q, kernel_size: Any = 3, *args: Any, **kwargs: Any) -> Any:
-    return F.na2d(q, k, v, kernel_size, *args, **kwargs)
+    kwargs = {name: seen(value) for name, value in kwargs.items()}
+    return F.na2d(seen(q), seen(k), seen(v), kernel_size, *args, **kwargs)
 
 
 def qk(q: Any = FIRST, k: Any = FIRST, kernel_size: Any = 3, **kwargs: Any) -> Any:
-    return F.na2d_qk(q, k, kernel_size, **kwargs)
+    kwargs = {name: seen(value) for name, value in kwargs.items()}
+    return F.na2d_qk(seen(q), seen(k), kernel_size, **kwargs)
 
 
 def av(a: Any = ATTN, v: Any = FIRST, kernel_size: Any = 3, **kwargs: Any) -> Any:
-    return F.na2d_av(a, v, kernel_size, **kwargs)
+    kwargs = {name: seen(value) for name, value in kwargs.items()}
+    return F.na2d_av(seen(a), seen(v), kernel_size, **kwargs)
 
 
 EXTENT = (
@@ -404,6 +416,41 @@ def test_error(call: Callable[[], Any], kind: type[Exception], text: str) -> Non
     assert text in str(caught.value)
     if kind is NattenError:
         assert isinstance(caught.value, ValueError) and isinstance(caught.value, RuntimeError)
+
+
+FUNCTIONS = [row for row in TABLE if not row[0].startswith("module")]
+TRANSFORMS: dict[str, Callable[[Callable[..., Any]], Any]] = {
+    "vmap": lambda f: vmap(f)(torch.zeros(3)),
+    "vmap of vmap": lambda f: vmap(vmap(f))(torch.zeros(2, 3)),
+    "grad": lambda f: grad(f)(torch.tensor(0.0)),
+    "grad of vmap": lambda f: grad(vmap(f))(torch.zeros(3)),
+    "vmap of grad": lambda f: vmap(grad(f))(torch.zeros(3)),
+    "jvp": lambda f: jvp(f, (torch.tensor(0.0),), (torch.tensor(1.0),)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    ("call", "kind", "text"), [row[1:] for row in FUNCTIONS], ids=[row[0] for row in FUNCTIONS]
+)
+def test_error_under_a_transform(
+    call: Callable[[], Any],
+    kind: type[Exception],
+    text: str,
+    transform: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One exception, with the words and the numbers of a call without one."""
+
+    def one(x: torch.Tensor) -> Any:
+        monkeypatch.setitem(globals(), "zero", x)
+        return call()
+
+    with pytest.raises(kind) as caught:
+        TRANSFORMS[transform](one)
+    error = caught.value
+    assert text.split("tensor(")[0] in str(error)
+    assert error.__cause__ is None and (error.__context__ is None or error.__suppress_context__)
 
 
 @pytest.mark.parametrize("name", ("query", "key", "value"))
