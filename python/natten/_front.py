@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import _attention, _errors, _lib, _masked
 from ._knobs import check_knobs
 from ._nested import over_items
-from ._sharding import shard_ops
+from ._sharding import refuse_dropout, shard_ops
 from ._window import Bools, Ints, Origins, bools, ints, window
 
 Optional = Tensor | None
@@ -216,6 +216,8 @@ def fused(
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 1)
     if _masked.is_masked(dropout_p, key_padding_mask):
         dropout, seed = _masked.dropout_of(dropout_p, generator)
+        if seed is not None:
+            refuse_dropout(query)
         key_bias = _masked.key_bias_of(key_padding_mask, key, 1, rank)
         tensors = (query, key, value, rpb, additional_keys, additional_values, key_bias)
         out, lse = _masked.fused(tensors, shape, check_scale(scale), dropout, seed)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from . import _call, _lib, _ops
 from ._call import Op, rank_of
 
@@ -23,7 +25,7 @@ def shard_ops() -> bool:
     if not _registered and "torch.distributed.tensor" in sys.modules:
         from torch.distributed.tensor.experimental import register_sharding
 
-        for op in _call.OPS:
+        for op in (*_call.OPS, *_call.MASKED_OPS):
             names = [op.name, *([_ops.TRACED[op.name]] if op.name in _ops.TRACED else [])]
             register_sharding([getattr(_ops, name) for name in names])(_strategy(op))
         _registered = True
@@ -31,6 +33,15 @@ def shard_ops() -> bool:
 
 
 shard_ops._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def refuse_dropout(tensor: Tensor) -> None:
+    """Raises for a DTensor."""
+    if type(tensor).__name__ == "DTensor":
+        raise NotImplementedError(
+            "dropout_p > 0 is not supported for DTensors: which weights are dropped depends on "
+            "their place in the whole tensor, and a process sees its part only."
+        )
 
 
 def _heads(op: Op, role: int, rank: int) -> int:
@@ -57,7 +68,8 @@ def _strategy(op: Op) -> Callable[..., Any]:
     def strategy(*arguments: Any) -> list[tuple[list[Any], list[Any]]]:
         given = {r: t for r, t in zip(op.inputs, arguments[:count], strict=True) if t is not None}
         rank = rank_of(arguments[count])
-        wanted = arguments[count + 2] if op.chooses else (1 << len(op.outputs)) - 1
+        # Between the scale and this, masked operators have dropout.
+        wanted = arguments[count + 2 + op.masks] if op.chooses else (1 << len(op.outputs)) - 1
 
         def placements(dim_of: Callable[[int], int | None]) -> tuple[list[Any], list[Any]]:
             outputs = [
