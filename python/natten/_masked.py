@@ -180,7 +180,7 @@ def key_bias_of(mask: Any, key: Tensor, first: int, rank: int) -> Optional:
         )
     dtype = torch.float64 if key.dtype == torch.float64 else torch.float32
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+        mask = mask.to(dtype).masked_fill(mask, -torch.inf)
     elif not mask.is_floating_point():
         raise NattenTypeError(
             "key_padding_mask must be bool (True where a key is to be ignored) or floating, got "
