@@ -273,11 +273,11 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
                      w->run->bias + (w->work.head + r % w->work.heads) * s->entries +
                          bias_entry(s->g, &w->work, span, r),
                      span->len, t->width, weight[r]);
-        correlate_span(&keys, span, weight, biased);
+        correlate_group(&keys, span, 1, weight, biased);
         backward_advance(span, t->width, weight);
         if (!s->d_slope)
             continue;
-        correlate_span(&values, span, slope, 0);
+        correlate_group(&values, span, 1, slope, 0);
         backward_advance(span, t->width, slope);
     }
 }

@@ -57,7 +57,7 @@ static void make_places(na_bands *b, const na_geometry *g, const walk *w)
         memset(w->kept, 0, (size_t)b->cells);
         for (int64_t t = na_band_task(b, 0, band); t < na_band_task(b, 0, band + 1); t++) {
             na_work work = na_work_at(g, t);
-            int count = na_key_rows(g, &work, w->rows);
+            int count = na_key_rows(g, &work, 0, w->rows);
             for (int i = 0; i < count; i++)
                 touch(b, g, &work, &w->rows[i], w);
         }

@@ -9,9 +9,12 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
 {
     V sum[ROWS_MAX][KEYS_MAX];
     real *score[ROWS_MAX], *const tops = a->top;
-    const real *query = a->query, *key = a->key + from * a->key_step;
-    const int64_t key_step = a->key_step, query_step = a->query_step;
+    const real *query = a->query, *key[KEYS_MAX];
+    const int64_t key_depth = a->key_depth, query_step = a->query_step;
     W(index) start = W(index_load)(a->start);
+    UNROLL
+    for (int c = 0; c < keys; c++)
+        key[c] = a->key[from + c];
     UNROLL
     for (int r = 0; r < rows; r++) {
         score[r] = a->score[r] + from * WIDTH;
@@ -27,7 +30,7 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
                 sum[r][c] = W(load)(score[r] + c * WIDTH);
         }
     }
-    for (int d = 0; d < a->depth; d++, query += VL, key += a->key_depth) {
+    for (int64_t d = a->depth, at = 0; d > 0; d--, query += VL, at += key_depth) {
         V q[ROWS_MAX];
         UNROLL
         for (int r = 0; r < rows; r++)
@@ -36,9 +39,9 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
         for (int c = 0; c < keys; c++) {
             V k;
             if (mode == NA_BROADCAST)
-                k = W(set1)(key[c * key_step]);
+                k = W(set1)(key[c][at]);
             else
-                k = W(loadu)(key + c * key_step);
+                k = W(loadu)(key[c] + at);
             if (mode == NA_PERMUTE)
                 k = W(permute)(start, k);
             k = W(pin)(k);

@@ -115,16 +115,20 @@ static void forward_begin(forward_tile *t)
     }
 }
 
-/* Sets the scores of a span to the bias. */
-static void forward_bias(const forward_tile *t, const na_span *span)
+/* Sets the scores of a group of spans to the bias. */
+static void forward_bias(const forward_tile *t, const na_span *spans, int count)
 {
     const forward_run *run = t->w->run;
     const na_geometry *g = run->state->g;
     const na_work *work = &t->w->work;
-    for (int r = span->lo; r < span->hi; r++) {
+    for (int r = spans->lo; r < spans->hi; r++) {
         const real *bias = run->bias + (work->head + r % work->heads) * run->state->bias_head;
-        bias_set(na_work_lanes(g, work, t->tile, r), bias + bias_entry(g, work, span, r), span->len,
-                 t->width, t->at[r]);
+        real *at = t->at[r];
+        for (const na_span *span = spans; span < spans + count; span++) {
+            bias_set(na_work_lanes(g, work, t->tile, r), bias + bias_entry(g, work, span, r),
+                     span->len, t->width, at);
+            at += span->len * t->width;
+        }
     }
 }
 
@@ -145,15 +149,19 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
                              .room = w->room};
     for (int r = 0; r < t->rows; r++)
         t->at[r] = w->score + r * s->score_row;
-    for (const na_span *span = spans; span < spans + count; span++) {
-        const int biased = w->run->bias && span->z >= 0;
-        ahead_fetch(&t->w->tokens);
-        ahead_fetch(&t->w->queries);
+    for (int from = 0, some; from < count; from += some) {
+        const na_span *group = spans + from;
+        const int biased = w->run->bias && group->z >= 0;
+        some = group_spans(group, count - from);
+        for (int i = 0; i < some; i++) {
+            ahead_fetch(&t->w->tokens);
+            ahead_fetch(&t->w->queries);
+        }
         if (biased)
-            forward_bias(t, span);
-        correlate_span(&scoring, span, t->at, biased);
-        for (int r = span->lo; r < span->hi; r++)
-            t->at[r] += span->len * t->width;
+            forward_bias(t, group, some);
+        correlate_group(&scoring, group, some, t->at, biased);
+        for (int r = group->lo; r < group->hi; r++)
+            t->at[r] += some * group->len * t->width;
     }
     for (int r = 0; r < t->rows; r++)
         t->at[r] = w->score + r * s->score_row;
@@ -218,16 +226,14 @@ static void forward_weigh(forward_tile *t, int r, int64_t reals)
 static void forward_weigh_pairs(forward_tile *t, int r, const na_span *spans, int count)
 {
     const reference m = reference_of(vec_load(t->low + r * VL));
-    vec total = vec_load(t->total + r * VL), rounded = vec_load(t->rounded + r * VL);
-    const real *score = t->at[r];
-    real *weight = t->at[r];
-    for (const na_span *s = spans; s < spans + count; s++)
-        if (s->lo <= r && r < s->hi) {
-            weight = weigh_pairs(score, s->len, m, weight, &total, &rounded);
-            score += s->len * VL;
-        }
-    vec_store(t->total + r * VL, total);
-    vec_store(t->rounded + r * VL, rounded);
+    weighing w = {t->at[r], t->at[r], vec_load(t->total + r * VL), vec_load(t->rounded + r * VL)};
+    for (int from = 0, some; from < count; from += some) {
+        some = group_spans(spans + from, count - from);
+        if (spans[from].lo <= r && r < spans[from].hi)
+            weigh_pairs(&w, spans + from, some, m);
+    }
+    vec_store(t->total + r * VL, w.total);
+    vec_store(t->rounded + r * VL, w.rounded);
 }
 
 /* All weights are added up: the factor that makes them probabilities, and the lse. */

@@ -98,7 +98,7 @@ static void forward_look_ahead(forward_worker *w, int64_t task)
     const na_part *part = &g->part[w->work.part];
     const int tiles = g->across ? 1 : part->end - part->tile;
     w->next = na_work_at(g, task);
-    w->next_row_count = na_key_rows(g, &w->next, w->next_rows);
+    w->next_row_count = na_key_rows(g, &w->next, !w->run->dropping.threshold, w->next_rows);
     na_ring_missing(g, &w->next, w->next_rows, w->next_row_count, w->tags, forward_look, w);
     ahead_share(&w->tokens, (int64_t)tiles * w->key_row_count);
 }
@@ -122,7 +122,7 @@ static void forward_work(void *context, int64_t worker)
             w.next_rows = rows;
         } else {
             w.work = na_work_at(g, task);
-            w.key_row_count = na_key_rows(g, &w.work, w.key_rows);
+            w.key_row_count = na_key_rows(g, &w.work, !run->dropping.threshold, w.key_rows);
         }
         na_ring_fill(g, &w.work, w.key_rows, w.key_row_count, w.tags, forward_pack, &w);
         forward_pack_more(&w);
@@ -188,11 +188,12 @@ static void forward_destroy(void *state)
     free(s);
 }
 
-/* Rows of a tile: small windows share keys well enough with four, and their scores then stay in the
+/* Rows of a tile: of windows of some size four share keys well enough, and scores then stay in the
  * first-level cache. */
 static int forward_rows(const natten_problem *p)
 {
-    return na_window_size(p) <= 64 && ROWS_MAX > 4 ? 4 : ROWS_MAX;
+    const int64_t window = na_window_size(p);
+    return window > 40 && window <= 64 && ROWS_MAX > 4 ? 4 : ROWS_MAX;
 }
 
 static natten_status forward_plan(natten_plan *plan)

@@ -16,6 +16,7 @@
 #include "cpu/tiles.h"
 
 #include "cpu/micro_tmpl.h"
+#include "cpu/runs_tmpl.h"
 #include "cpu/pack_tmpl.h"
 #include "cpu/math_tmpl.h"
 #include "cpu/pairs_tmpl.h"

@@ -39,28 +39,44 @@ static void pack_values(int dtype, const char *source, int64_t token, int tokens
         pack_natural(dtype, source, token, tokens, channels, 1, to, to_step);
 }
 
-/* Scores of a span to pairs of weights; returns where the next span's weights go. Adds the weights
- * to total, and as they are after rounding to `rounded`. */
-static real *weigh_pairs(const real *score, int keys, reference m, real *weight, vec *total,
-                         vec *rounded)
+/* Weights on their way to memory, in pairs. */
+typedef struct weighing {
+    const real *score;
+    real *weight;
+    vec total, rounded; /* sums of the weights, and of what rounding makes of them */
+} weighing;
+
+static ALWAYS_INLINE void store_pair(weighing *w, vec first, vec second)
 {
-    const vec ones = vec_pair(vec_set1(1), vec_set1(1));
-    vec sum = *total, rounded_sum = *rounded;
-    for (; keys > 1; keys -= 2, score += 2 * VL, weight += VL) {
-        const vec first = power(vec_load(score), m), second = power(vec_load(score + VL), m);
-        const vec both = vec_pair(first, second);
-        vec_store(weight, both);
-        sum = vec_add(sum, vec_add(first, second));
-        rounded_sum = vec_dot(both, ones, rounded_sum);
+    const vec both = vec_pair(first, second);
+    vec_store(w->weight, both);
+    w->weight += VL;
+    w->total = vec_add(w->total, vec_add(first, second));
+    w->rounded = vec_dot(both, vec_pair(vec_set1(1), vec_set1(1)), w->rounded);
+}
+
+/* Scores of a group of spans to pairs of weights, in place: those of each span, and, in the order
+ * of span_run, of the keys that odd ones leave. */
+static void weigh_pairs(weighing *to, const na_span *spans, int count, reference m)
+{
+    weighing w = *to;
+    vec left = vec_zero();
+    int waiting = 0;
+    for (const na_span *s = spans; s < spans + count; s++) {
+        for (int k = s->len; k > 1; k -= 2, w.score += 2 * VL) {
+            const vec first = power(vec_load(w.score), m);
+            store_pair(&w, first, power(vec_load(w.score + VL), m));
+        }
+        if (s->len % 2 == 0)
+            continue;
+        const vec last = power(vec_load(w.score), m);
+        w.score += VL;
+        if (waiting)
+            store_pair(&w, left, last);
+        left = last;
+        waiting = !waiting;
     }
-    if (keys) {
-        const vec first = power(vec_load(score), m), both = vec_pair(first, vec_zero());
-        vec_store(weight, both);
-        sum = vec_add(sum, first);
-        rounded_sum = vec_dot(both, ones, rounded_sum);
-        weight += VL;
-    }
-    *total = sum;
-    *rounded = rounded_sum;
-    return weight;
+    if (waiting)
+        store_pair(&w, left, vec_zero());
+    *to = w;
 }

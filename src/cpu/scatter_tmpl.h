@@ -235,7 +235,7 @@ static void run_box(scatter_worker *w, int64_t unit)
            (size_t)(s->boxes.most_rows * s->boxes.most_keys * padded(s->depth)) * sizeof(real));
     for (int64_t i = 0; i < s->pair_tasks; i++) {
         const na_work work = na_work_at(g, box.pair * s->pair_tasks + i);
-        const int all = na_key_rows(g, &work, w->rows);
+        const int all = na_key_rows(g, &work, 0, w->rows);
         int row_count = 0, from, to;
         for (int j = 0; j < all; j++) {
             const int64_t row = row_of(&s->boxes, g, w->rows[j].z, w->rows[j].y);

@@ -30,7 +30,8 @@
  *
  *   dot(a, b, c)                        c plus both products of each lane; denormals count as 0
  *   pair(a, b)                          a (first) and b, rounded to nearest
- *   first(a)                            the pair's first number and 0 */
+ *   first(a)                            the pair's first number and 0
+ *   firsts(a, b)                        the first numbers of both pairs */
 #ifndef NATTEN_CPU_SIMD_H
 #define NATTEN_CPU_SIMD_H
 
@@ -57,9 +58,14 @@ enum { PER_REAL = 1 };
 WORD vec vec_dot(vec a, vec b, vec c) { return vec_fma(a, b, c); }
 WORD vec vec_pair(vec a, vec b) { return (void)b, a; }
 WORD vec vec_first(vec a) { return a; }
+WORD vec vec_firsts(vec a, vec b) { return (void)b, a; }
 #endif
-/* Reals that the weights of so many keys take. */
-static inline int64_t stored_weights(int keys) { return (keys + PER_REAL - 1) / PER_REAL; }
+/* Reals that the weights of so many spans take: pairs within a span, then the keys left over. */
+static inline int64_t stored_weights(int spans, int keys)
+{
+    const int odd = keys % PER_REAL * spans;
+    return (int64_t)spans * (keys / PER_REAL) + (odd + PER_REAL - 1) / PER_REAL;
+}
 #ifdef HALF_WORDS
 WORD half half_dot(half a, half b, half c) { return half_fma(a, b, c); }
 #endif

@@ -44,7 +44,7 @@ void na_work_parts(const na_geometry *g, const na_work *work, int *first, int *l
     }
 }
 
-int na_key_rows(const na_geometry *g, const na_work *work, na_key_row *rows)
+int na_key_rows(const na_geometry *g, const na_work *work, int together, na_key_row *rows)
 {
     const natten_axis *az = &g->axis[0], *ay = &g->axis[1];
     const int dilation = (int)ay->dilation;
@@ -61,7 +61,7 @@ int na_key_rows(const na_geometry *g, const na_work *work, na_key_row *rows)
     const int64_t first_y =
         g->planes ? y[0].first : (y[0].first + ay->key_origin) / dilation % g->ring_y;
     for (int i = 0; i < z.count; i++) {
-        int kz = z.first + i * (int)az->dilation, lo = 0, hi = 0;
+        int kz = z.first + i * (int)az->dilation, lo = 0, hi = 0, next = i;
         int64_t slot_z = (kz + az->key_origin) / az->dilation % g->ring_z, slot_y = first_y;
         for (int ky = y[0].first; ky < end; ky += dilation) {
             while (hi < queries && y[hi].first <= ky)
@@ -73,7 +73,9 @@ int na_key_rows(const na_geometry *g, const na_work *work, na_key_row *rows)
                                   (slot_z * g->ring_y + slot_y) * g->ring_part};
                 if (g->across)
                     row.hi = work->rows;
-                rows[count++] = row;
+                rows[together ? next : count] = row;
+                next += z.count;
+                count++;
             }
             /* Divisions would cost more than all else here. */
             slot_y += g->planes ? dilation : 1;

@@ -158,8 +158,9 @@ typedef struct na_key_row {
     int64_t slot; /* of part 0; part p is at slot + p % ring_part */
 } na_key_row;
 
-/* The key rows of a task, at most geometry->key_rows; returns their number. */
-int na_key_rows(const na_geometry *geometry, const na_work *work, na_key_row *rows);
+/* The key rows of a task, at most geometry->key_rows; returns their number. `together`: those that
+ * the same rows of the tiles see stand together, else those of one query of axis 0. */
+int na_key_rows(const na_geometry *geometry, const na_work *work, int together, na_key_row *rows);
 
 /* The parts a task's keys lie in. */
 void na_work_parts(const na_geometry *geometry, const na_work *work, int *first, int *last);

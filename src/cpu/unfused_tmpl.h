@@ -39,7 +39,7 @@ typedef struct worker {
     real *key;   /* packed: score [slot][channel][key], gather [slot][key][channel] */
     real *query; /* score: [row][channel][lane]; gather: sums [row][lane][channel] */
     real *score; /* score: [row][slot][lane]; gather: room of load_weights */
-    real *room;  /* score: of correlate_span */
+    real *room;  /* score: of correlate_group */
 } worker;
 
 static worker score_worker(const unfused *u, pieces *p)
@@ -97,7 +97,7 @@ static int pack_keys(worker *w, const na_work *work, int transposed)
     const unfused *u = w->u;
     const na_geometry *g = u->geometry;
     const int64_t pair = work->batch * g->kv_heads + work->kv_head;
-    const int row_count = na_key_rows(g, work, w->rows);
+    const int row_count = na_key_rows(g, work, 0, w->rows);
     w->work = work;
     na_ring_fill(g, work, w->rows, row_count, w->tags,
                  transposed ? pack_score_slot : pack_gather_slot, w);
@@ -136,7 +136,7 @@ static void look_ahead(worker *w, const na_work *next, int64_t steps)
     const na_geometry *g = w->u->geometry;
     na_key_row *rows = w->rows + g->key_rows;
     w->work = next;
-    na_ring_missing(g, next, rows, na_key_rows(g, next, rows), w->tags, note_slot, w);
+    na_ring_missing(g, next, rows, na_key_rows(g, next, 0, rows), w->tags, note_slot, w);
     ahead_share(&w->keys, steps);
 }
 
@@ -199,7 +199,7 @@ static void score_tile(worker *w, tile *t)
         for (int r = span.lo; r < span.hi; r++)
             score[r] = w->score + r * row_step + slot_of(t, &span, p, r) * t->width;
         span.limit = NULL;
-        correlate_span(&s, &span, score, 0);
+        correlate_group(&s, &span, 1, score, 0);
         span.limit = t->spans[i].limit;
         for (int r = span.lo; r < span.hi && u->bias && span.z >= 0; r++)
             add_bias(u, t, &span, r, score[r]);

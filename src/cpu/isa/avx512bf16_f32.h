@@ -21,3 +21,8 @@ WORD vec vec_first(vec a)
 {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0xffff)));
 }
+WORD vec vec_firsts(vec a, vec b)
+{
+    const __m512i second = _mm512_slli_epi32(_mm512_castps_si512(b), 16);
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_castps_si512(a), second));
+}
