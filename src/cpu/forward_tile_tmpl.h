@@ -284,9 +284,9 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
 {
     const forward_run *run = t->w->run;
     const forward_state *s = run->state;
-    real *out[ROWS_MAX];
+    out_real *out[ROWS_MAX];
     for (int r = 0; r < t->rows && run->direct; r++)
-        out[r] = (real *)forward_row(t, &run->out, r);
+        out[r] = (out_real *)(void *)forward_row(t, &run->out, r);
     for (int from = 0; from < count;) {
         int to = from, keys[ROWS_MAX] = {0};
         int64_t bytes = 0;
@@ -324,7 +324,7 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                                .sum_lane = t->rows * s->value_step,
                                .factor = t->factor,
                                .out = run->direct ? out : NULL,
-                               .out_lane = run->out.axis[2] / (int)sizeof(real)};
+                               .out_lane = run->out.axis[2] / (int)sizeof(out_real)};
         aggregate_spans(&a, t->rows, s->channels);
         for (int r = 0; r < t->rows; r++)
             t->at[r] += keys[r] * t->width;

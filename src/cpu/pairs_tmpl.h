@@ -7,10 +7,15 @@
 /* What queries and keys are packed as: a pair is moved like a float. */
 static inline int packed_as(int dtype) { return PER_REAL > 1 ? NATTEN_F32 : dtype; }
 
-/* The first n <= VL channels of a token in bfloat16. */
-static ALWAYS_INLINE vec load_channels(const char *p, int n)
+/* VL channels of a token in bfloat16, of which the first n count and others are 0; room for them.
+ */
+static ALWAYS_INLINE const uint16_t *channels_of(const char *p, int n, uint16_t room[VL])
 {
-    return n < VL ? load_stored_part(NATTEN_BF16, p, n) : load_stored(NATTEN_BF16, p);
+    if (n >= VL)
+        return (const uint16_t *)(const void *)p;
+    memset(room, 0, VL * sizeof *room);
+    memcpy(room, p, (size_t)n * sizeof *room);
+    return room;
 }
 
 /* Pairs of the channels of a token and of the one `step` later; there is nothing behind the last.
@@ -18,14 +23,16 @@ static ALWAYS_INLINE vec load_channels(const char *p, int n)
 static void pack_pairs(const char *source, int64_t token, int tokens, int step, int channels,
                        real *to, int64_t to_step)
 {
+    static const uint16_t nothing[VL];
     for (int t = 0; t < tokens; t++, source += token, to += to_step)
         for (int c = 0; c < channels; c += VL) {
-            const int few = channels - c < VL ? channels - c : VL;
+            const int few = channels - c;
             const char *first = source + c * stored_size(NATTEN_BF16);
-            const char *second = first + step * token;
-            vec_store(to + c,
-                      vec_pair(load_channels(first, few),
-                               t + step < tokens ? load_channels(second, few) : vec_zero()));
+            uint16_t room[2][VL];
+            vec_store(to + c, vec_pair_bf16(channels_of(first, few, room[0]),
+                                            t + step < tokens
+                                                ? channels_of(first + step * token, few, room[1])
+                                                : nothing));
         }
 }
 

@@ -55,8 +55,8 @@ typedef struct aggregation {
     int64_t value_step;  /* between tokens */
     real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
     int64_t sum_row, sum_lane;
-    const real *factor; /* [row of the call][VL] */
-    real *const *out;   /* of each row of the call: lane 0; NULL: into sum */
+    const real *factor;   /* [row of the call][VL] */
+    out_real *const *out; /* of each row of the call: lane 0; NULL: into sum */
     int64_t out_lane;
     const span_run *runs; /* made by aggregate_spans, for the rows of one call */
     int run_count;
@@ -138,18 +138,20 @@ static ALWAYS_INLINE void store_sums(const int vectors, const aggregation *a, co
                                      const vec sum[CHANNELS_MAX])
 {
     const vec factor = vec_set1(a->end ? a->factor[r * VL + l] : 1);
-    const real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
-    real *out = a->end && a->out ? a->out[r] + l * a->out_lane : (real *)partial;
+    real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
+    out_real *out = a->end && a->out ? a->out[r] + l * a->out_lane : NULL;
     UNROLL
     for (int i = 0; i < vectors; i++) {
         vec x = sum[i];
         if (!a->begin)
             x = vec_add(x, vec_load(partial + i * VL));
         x = a->end ? vec_mul(x, factor) : x;
-        if (a->end && a->stream)
-            vec_stream(out + i * VL, x);
+        if (!out)
+            vec_storeu(partial + i * VL, x);
+        else if (a->stream)
+            vec_stream_out(out + i * VL, x);
         else
-            vec_storeu(out + i * VL, x);
+            vec_store_out(out + i * VL, x);
     }
 }
 
@@ -396,7 +398,7 @@ static void aggregate_rows(aggregation a, int row, int count, int vectors, int l
 {
     for (int i = 0; i < vectors; i += CHANNELS_MAX) {
         const int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
-        real *out[ROWS_MAX];
+        out_real *out[ROWS_MAX];
         aggregation b = a;
         b.weight = a.weight + row;
         b.value = a.value + i * VL;

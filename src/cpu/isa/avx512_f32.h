@@ -95,15 +95,16 @@ WORD vec vec_load_bf16(const uint16_t *p)
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-WORD void vec_store_bf16(uint16_t *p, vec a)
+WORD __m256i rounded_bf16(vec a)
 {
     __m512i bits = _mm512_castps_si512(a);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
     __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
 }
+WORD void vec_store_bf16(uint16_t *p, vec a) { _mm256_storeu_si256((__m256i *)p, rounded_bf16(a)); }
 
 WORD void vec_transpose(vec r[VL])
 {

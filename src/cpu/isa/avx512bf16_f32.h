@@ -17,6 +17,16 @@ WORD vec vec_pair(vec a, vec b)
     /* low | (up & high) */
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, up, high, 0xf8));
 }
+WORD void vec_stream_bf16(uint16_t *p, vec a)
+{
+    _mm256_stream_si256((__m256i *)p, rounded_bf16(a));
+}
+WORD vec vec_pair_bf16(const uint16_t *p, const uint16_t *q)
+{
+    __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)q));
+    return _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+}
 WORD vec vec_first(vec a)
 {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0xffff)));
