@@ -82,12 +82,14 @@ static uint32_t dot(uint32_t a, uint32_t b, uint32_t sum)
     return bits_of(fmaf(number_of(a << 16), number_of(b << 16), number_of(sum)));
 }
 
-/* EVEX.512.F3.0F38.W0 52 /r between registers, without a mask. Bits that extend the numbers of
- * registers are stored inverted. */
-static int is_dot(const uint8_t *code)
+/* EVEX.512.F3.0F38.W0 52 /r between registers, without a mask, or EVEX.256. Bits that extend the
+ * numbers of registers are stored inverted. The lanes; 0: it is another instruction. */
+static int dot_lanes(const uint8_t *code)
 {
-    return code[0] == 0x62 && (code[1] & 0x0f) == 2 && (code[2] & 0x87) == 0x06 &&
-           (code[3] & 0xf7) == 0x40 && code[4] == 0x52 && code[5] >= 0xc0;
+    if (code[0] != 0x62 || (code[1] & 0x0f) != 2 || (code[2] & 0x87) != 0x06 || code[4] != 0x52 ||
+        code[5] < 0xc0)
+        return 0;
+    return (code[3] & 0xf7) == 0x40 ? LANES : (code[3] & 0xf7) == 0x20 ? LANES / 2 : 0;
 }
 
 static void on_trap(int signal_number, siginfo_t *info, void *context)
@@ -97,8 +99,9 @@ static void on_trap(int signal_number, siginfo_t *info, void *context)
     const uint8_t *code = (const uint8_t *)user->uc_mcontext.gregs[REG_RIP];
     uint64_t present;
     uint32_t a[LANES], b[LANES], sum[LANES];
+    const int lanes = dot_lanes(code);
     (void)info;
-    if (!is_dot(code)) {
+    if (!lanes) {
         signal(signal_number, SIG_DFL); /* happens again, and ends the program */
         return;
     }
@@ -116,7 +119,7 @@ static void on_trap(int signal_number, siginfo_t *info, void *context)
     read_register(saved, (code[5] & 7) | (more[1] >> 2 & 8) | (more[1] >> 2 & 16), b);
     read_register(saved, to, sum);
     for (int l = 0; l < LANES; l++)
-        sum[l] = dot(a[l], b[l], sum[l]);
+        sum[l] = l < lanes ? dot(a[l], b[l], sum[l]) : 0;
     write_register(saved, to, sum);
     user->uc_mcontext.gregs[REG_RIP] += 6;
 }

@@ -229,8 +229,15 @@ static void forward_weigh_pairs(forward_tile *t, int r, const na_span *spans, in
     weighing w = {t->at[r], t->at[r], vec_load(t->total + r * VL), vec_load(t->rounded + r * VL)};
     for (int from = 0, some; from < count; from += some) {
         some = group_spans(spans + from, count - from);
-        if (spans[from].lo <= r && r < spans[from].hi)
-            weigh_pairs(&w, spans + from, some, m);
+        if (r < spans[from].lo || spans[from].hi <= r)
+            continue;
+#if defined(PAIRS) && defined(HALF_WORDS)
+        if (t->lanes->half) {
+            weigh_half_pairs(&w, spans + from, some, m);
+            continue;
+        }
+#endif
+        weigh_pairs(&w, spans + from, some, m);
     }
     vec_store(t->total + r * VL, w.total);
     vec_store(t->rounded + r * VL, w.rounded);

@@ -62,6 +62,40 @@ static ALWAYS_INLINE void store_pair(weighing *w, vec first, vec second)
     w->rounded = vec_dot(both, vec_pair(vec_set1(1), vec_set1(1)), w->rounded);
 }
 
+#if defined(PAIRS) && defined(HALF_WORDS)
+/* In half tiles two keys take a vector. The total is that of both halves. */
+static ALWAYS_INLINE void store_half_pair(weighing *w, vec weights)
+{
+    const half both = half_pair(weights);
+    half_store(w->weight, both);
+    w->weight += HALF;
+    w->total = vec_add(w->total, weights);
+    w->rounded = half_wide(half_dot(both, half_pair(vec_set1(1)), half_low(w->rounded)));
+}
+
+static void weigh_half_pairs(weighing *to, const na_span *spans, int count, reference m)
+{
+    weighing w = *to;
+    vec left = vec_zero();
+    int waiting = 0;
+    for (const na_span *s = spans; s < spans + count; s++) {
+        for (int k = s->len; k > 1; k -= 2, w.score += 2 * HALF)
+            store_half_pair(&w, power(vec_loadu(w.score), m));
+        if (s->len % 2 == 0)
+            continue;
+        const vec last = power(vec_load_part(w.score, HALF), m);
+        w.score += HALF;
+        if (waiting)
+            store_half_pair(&w, half_join(left, last));
+        left = last;
+        waiting = !waiting;
+    }
+    if (waiting)
+        store_half_pair(&w, half_join(left, vec_zero()));
+    *to = w;
+}
+#endif
+
 /* Scores of a group of spans to pairs of weights, in place: those of each span, and, in the order
  * of span_run, of the keys that odd ones leave. */
 static void weigh_pairs(weighing *to, const na_span *spans, int count, reference m)

@@ -33,7 +33,11 @@
  *   pair_bf16(p, q)                     VL bfloat16 at any address (first) and VL others
  *   stream_bf16                         as store_bf16, past the caches, aligned to VL bfloat16
  *   first(a)                            the pair's first number and 0
- *   firsts(a, b)                        the first numbers of both pairs */
+ *   firsts(a, b)                        the first numbers of both pairs
+ * and, beside the half words,
+ *   half_low(a) half_wide(a)            a vector's lower half; a half and zeros
+ *   half_join(a, b)                     the lower halves of two vectors
+ *   half_pair(a)                        as pair, of a vector's halves */
 #ifndef NATTEN_CPU_SIMD_H
 #define NATTEN_CPU_SIMD_H
 
@@ -79,7 +83,7 @@ static inline int64_t stored_weights(int spans, int keys)
     const int odd = keys % PER_REAL * spans;
     return (int64_t)spans * (keys / PER_REAL) + (odd + PER_REAL - 1) / PER_REAL;
 }
-#ifdef HALF_WORDS
+#if defined(HALF_WORDS) && !defined(PAIRS)
 WORD half half_dot(half a, half b, half c) { return half_fma(a, b, c); }
 #endif
 

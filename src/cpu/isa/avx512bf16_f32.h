@@ -4,10 +4,6 @@
 #define PAIRS
 #include "cpu/isa/avx512_f32.h"
 
-/* Weights of half tiles would need words of their own. */
-#undef HALF_WORDS
-#define HALF 0
-
 WORD vec vec_dot(vec a, vec b, vec c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 WORD vec vec_pair(vec a, vec b)
 {
@@ -35,4 +31,19 @@ WORD vec vec_firsts(vec a, vec b)
 {
     const __m512i second = _mm512_slli_epi32(_mm512_castps_si512(b), 16);
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_castps_si512(a), second));
+}
+
+WORD half half_dot(half a, half b, half c) { return _mm256_dpbf16_ps(c, (__m256bh)a, (__m256bh)b); }
+WORD half half_low(vec a) { return _mm512_castps512_ps256(a); }
+WORD vec half_wide(half a) { return _mm512_zextps256_ps512(a); }
+WORD vec half_join(vec a, vec b) { return _mm512_insertf32x8(a, _mm512_castps512_ps256(b), 1); }
+WORD half half_pair(vec a)
+{
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    __m512i up = _mm512_add_epi32(_mm512_castps_si512(a), half);
+    __m256i low = _mm256_srli_epi32(_mm512_castsi512_si256(up), 16);
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    /* low | (up & high) */
+    return _mm256_castsi256_ps(
+        _mm256_ternarylogic_epi32(low, _mm512_extracti32x8_epi32(up, 1), high, 0xf8));
 }
