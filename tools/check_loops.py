@@ -4,8 +4,8 @@ them keeps them in memory, and kernels are two to three times slower.
 
     python tools/check_loops.py build/release/libnatten.so
 
-Reads the machine code of the functions correlate_ROWS_KEYS_MODE, aggregate_ROWS_VECTORS and
-aggregate_two_ROWS_VECTORS, which the x86-64 kernels with multiply-adds consist of (the generic ones
+Reads the machine code of the functions correlate_ROWS_KEYS_MODE and aggregate_ROWS_HALVES
+(also _one and _two), which the x86-64 kernels with multiply-adds consist of (the generic ones
 have no such instruction, and are not looked at). A loop must have a multiply-add (or a product of
 pairs) for each of its sums, or a multiple of that, and no vector may go to or come from the stack.
 """
@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 
 FUNCTION = re.compile(
-    r"^([0-9a-f]+) <((?:half_)?(correlate|aggregate(?:_two)?)_(\d)_(\d)(?:_NA_\w+)?)>:$"
+    r"^([0-9a-f]+) <((?:half_)?(correlate|aggregate(?:_one|_two)?)_(\d)_(\d)(?:_NA_\w+)?)>:$"
 )
 OTHER = re.compile(r"^[0-9a-f]+ <.*>:$")
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\s+(\S+)\s*(.*)$")

@@ -241,6 +241,22 @@ static void backward_advance(const na_span *span, int width, real **at)
         at[r] += span->len * width;
 }
 
+/* Sets the scores of a group of spans to the bias. */
+static void backward_set_bias(const backward_tile *t, const na_span *spans, int count, real **at)
+{
+    const backward_worker *w = t->w;
+    const backward_state *s = w->run->state;
+    for (int r = spans->lo; r < spans->hi; r++) {
+        const real *bias = w->run->bias + (w->work.head + r % w->work.heads) * s->entries;
+        real *to = at[r];
+        for (const na_span *span = spans; span < spans + count; span++) {
+            bias_set(na_work_lanes(s->g, &w->work, t->tile, r),
+                     bias + bias_entry(s->g, &w->work, span, r), span->len, t->width, to);
+            to += span->len * t->width;
+        }
+    }
+}
+
 /* Scores into weight, products of d_out and values into slope. */
 static void backward_score(backward_tile *t, const na_span *spans, int count)
 {
@@ -253,8 +269,10 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
                           .depth = s->terms,
                           .half = t->lanes->half,
                           .forbidden = (real)-INFINITY,
-                          .room = w->room};
+                          .room = w->room,
+                          .ahead = {&w->keys_ahead, &w->queries_ahead}};
     scoring values = keys;
+    values.ahead[0] = NULL;
     /* Their weight is 0, but what lies where they would be packed may be NaN. */
     values.forbidden = 0;
     values.query = w->grad;
@@ -264,21 +282,19 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
     real *weight[ROWS_MAX], *slope[ROWS_MAX];
     memcpy(weight, t->weight, sizeof weight);
     memcpy(slope, t->slope, sizeof slope);
-    for (const na_span *span = spans; span < spans + count; span++) {
-        const int biased = w->run->bias && span->z >= 0;
-        ahead_fetch(&w->keys_ahead);
-        ahead_fetch(&w->queries_ahead);
-        for (int r = span->lo; biased && r < span->hi; r++)
-            bias_set(na_work_lanes(s->g, &w->work, t->tile, r),
-                     w->run->bias + (w->work.head + r % w->work.heads) * s->entries +
-                         bias_entry(s->g, &w->work, span, r),
-                     span->len, t->width, weight[r]);
-        correlate_group(&keys, span, 1, weight, biased);
-        backward_advance(span, t->width, weight);
-        if (!s->d_slope)
-            continue;
-        correlate_group(&values, span, 1, slope, 0);
-        backward_advance(span, t->width, slope);
+    for (int from = 0, some; from < count; from += some) {
+        const na_span *group = spans + from;
+        const int biased = w->run->bias && group->z >= 0;
+        some = group_spans(group, count - from);
+        if (biased)
+            backward_set_bias(t, group, some, weight);
+        correlate_group(&keys, group, some, weight, biased);
+        if (s->d_slope)
+            correlate_group(&values, group, some, slope, 0);
+        for (int i = 0; i < some; i++) {
+            backward_advance(group, t->width, weight);
+            backward_advance(group, t->width, slope);
+        }
     }
 }
 

@@ -308,7 +308,7 @@ static void backward_task(backward_worker *w, int64_t next, int64_t end)
 {
     const na_geometry *g = w->run->state->g;
     int first = 0, last = 1;
-    w->key_row_count = na_key_rows(g, &w->work, 0, w->key_rows);
+    w->key_row_count = na_key_rows(g, &w->work, !w->run->dropping.threshold, w->key_rows);
     na_ring_fill(g, &w->work, w->key_rows, w->key_row_count, w->tags, backward_pack, w);
     backward_open_slots(w);
     if (!g->across) {
@@ -320,7 +320,7 @@ static void backward_task(backward_worker *w, int64_t next, int64_t end)
     if (next < end) {
         na_key_row *rows = w->key_rows + g->key_rows;
         w->next = na_work_at(g, next);
-        const int count = na_key_rows(g, &w->next, 0, rows);
+        const int count = na_key_rows(g, &w->next, !w->run->dropping.threshold, rows);
         na_ring_missing(g, &w->next, rows, count, w->tags, backward_look, w);
         ahead_share(&w->keys_ahead, (int64_t)w->key_row_count * (last - first));
     }

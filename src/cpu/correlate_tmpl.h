@@ -14,7 +14,7 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
     W(index) start = W(index_load)(a->start);
     UNROLL
     for (int c = 0; c < keys; c++)
-        key[c] = a->key[from + c];
+        key[c] = key_at(a, from + c);
     UNROLL
     for (int r = 0; r < rows; r++) {
         score[r] = a->score[r] + from * WIDTH;

@@ -146,17 +146,14 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
                              .half = t->lanes->half,
                              .forbidden = (real)-INFINITY,
                              .top = t->top,
-                             .room = w->room};
+                             .room = w->room,
+                             .ahead = {&t->w->tokens, &t->w->queries}};
     for (int r = 0; r < t->rows; r++)
         t->at[r] = w->score + r * s->score_row;
     for (int from = 0, some; from < count; from += some) {
         const na_span *group = spans + from;
         const int biased = w->run->bias && group->z >= 0;
         some = group_spans(group, count - from);
-        for (int i = 0; i < some; i++) {
-            ahead_fetch(&t->w->tokens);
-            ahead_fetch(&t->w->queries);
-        }
         if (biased)
             forward_bias(t, group, some);
         correlate_group(&scoring, group, some, t->at, biased);

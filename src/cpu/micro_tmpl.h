@@ -39,7 +39,9 @@ static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 5, 3, 2};
 typedef struct correlation {
     const real *query;      /* [row][depth][VL], aligned */
     int64_t query_step;     /* between rows */
-    const real *const *key; /* of each key of the run: [depth][...], for a lane of start 0 */
+    const real *key;        /* [depth][...]: the run's first key for a lane of start 0 */
+    int64_t key_step;       /* between keys of the run */
+    const real *const *far; /* each key of the run, where they are not in step; else NULL */
     int64_t key_depth;      /* between channels */
     int depth;              /* channels, or pairs of them */
     real scale;             /* pairs: of the scores, since queries are taken as they are */
@@ -54,6 +56,11 @@ typedef struct correlation {
 } correlation;
 
 typedef void (*correlate_function)(const correlation *, int from);
+
+static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
+{
+    return a->far ? a->far[number] : a->key + number * a->key_step;
+}
 
 #define V vec
 #define W(word) vec_##word
@@ -99,7 +106,7 @@ static void bring_together(const correlation *a, int from, int keys, int mode, r
     vec_index start = vec_index_load(a->start);
     for (int d = 0; d < a->depth; d++)
         for (int c = 0; c < keys; c++, room += VL) {
-            const real *key = a->key[from + c] + d * a->key_depth;
+            const real *key = key_at(a, from + c) + d * a->key_depth;
             if (mode == NA_PERMUTE2)
                 vec_store(room, vec_permute2(start, vec_loadu(key), vec_loadu(key + VL)));
             else
@@ -114,11 +121,12 @@ typedef struct scoring {
     int64_t slot_step; /* between slots */
     int64_t key_depth; /* between channels in a slot */
     int depth;
-    real scale;     /* pairs */
-    int half;       /* 1: HALF lanes, scores HALF apart */
-    real forbidden; /* score of keys that a lane does not see */
-    real *top;      /* [row][VL] or NULL */
-    real *room;     /* depth * KEYS_MAX * VL reals */
+    real scale;      /* pairs */
+    int half;        /* 1: HALF lanes, scores HALF apart */
+    real forbidden;  /* score of keys that a lane does not see */
+    real *top;       /* [row][VL] or NULL */
+    real *room;      /* depth * KEYS_MAX * VL reals */
+    ahead *ahead[2]; /* what is fetched on the way, once for each span; NULL: nothing */
 } scoring;
 
 /* a / b for 0 <= a < 128, 0 < b < 128: a division of integers takes as long as ten products. */
@@ -145,10 +153,12 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
     const int rows = span->hi - span->lo;
     const int64_t query_step = (int64_t)t->depth * VL;
     const real *key[GROUP_KEYS];
-    const int all = list_keys(t, spans, count, key);
+    const int all = count > 1 ? list_keys(t, spans, count, key) : span->len;
     const correlation a = {.query = t->query + span->lo * query_step,
                            .query_step = query_step,
-                           .key = key,
+                           .key = t->key + span->slot * t->slot_step + span->x,
+                           .key_step = span->step,
+                           .far = count > 1 ? key : NULL,
                            .key_depth = t->key_depth,
                            .depth = t->depth,
                            .scale = t->scale,
@@ -169,16 +179,19 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
     /* Calls of nearly equal length: some, then others of a key less. */
     const int calls = small_quotient(all + correlate_keys[rows] - 1, correlate_keys[rows]);
     const int less = small_quotient(all, calls), longer = all - less * calls;
-    for (int i = 0, from = 0, keys; i < calls; i++, from += keys) {
+    for (int i = 0, from = 0, fetched = 0, keys; i < calls; i++, from += keys) {
         keys = less + (i < longer);
+        for (; t->ahead[0] && fetched * calls < (i + 1) * count; fetched++) {
+            ahead_fetch(t->ahead[0]);
+            ahead_fetch(t->ahead[1]);
+        }
         if (far) {
-            const real *near[2 * GROUP_KEYS];
             correlation b = a;
             bring_together(&a, from, keys, span->mode, t->room);
-            for (int c = 0; c < keys; c++)
-                near[from + c] = t->room + c * VL;
-            b.key = near;
+            b.far = NULL;
             b.key_depth = (int64_t)keys * VL;
+            b.key_step = VL;
+            b.key = t->room - from * b.key_step;
             table[keys](&b, from);
         } else {
             table[keys](&a, from);

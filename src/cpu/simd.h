@@ -25,6 +25,8 @@
  * and for float
  *   load_f16 load_bf16 store_f16 store_bf16    VL halves at any address, rounded to nearest even
  *   split2(a, &e)                       m in [0.75, 1.5) with a = m * 2^e, for normal a > 0
+ * HALF_WORDS: there are words for halves, with names that begin with half, and
+ *   half_low(a) half_vec(a)             a vector's lower half; a half and anything
  * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.
  * Operands of products then hold two numbers in the place of a real, and there are
  *
@@ -35,7 +37,7 @@
  *   first(a)                            the pair's first number and 0
  *   firsts(a, b)                        the first numbers of both pairs
  * and, beside the half words,
- *   half_low(a) half_wide(a)            a vector's lower half; a half and zeros
+ *   half_wide(a)                        a half and zeros
  *   half_join(a, b)                     the lower halves of two vectors
  *   half_pair(a)                        as pair, of a vector's halves */
 #ifndef NATTEN_CPU_SIMD_H

@@ -189,22 +189,30 @@ static void score_tile(worker *w, tile *t)
                        .key_depth = u->key_depth,
                        .depth = u->terms,
                        .half = t->width != VL,
-                       .room = w->room};
-    for (int i = 0; i < t->count; i++) {
-        na_span span = t->spans[i];
-        const place p = place_of(t, &span);
+                       .room = w->room,
+                       .ahead = {&w->keys, &w->rest}};
+    for (int i = 0, some; i < t->count; i += some) {
+        const na_span *spans = &t->spans[i];
+        na_span first = *spans;
         real *score[NA_ROWS];
-        ahead_fetch(&w->keys);
-        ahead_fetch(&w->rest);
-        for (int r = span.lo; r < span.hi; r++)
-            score[r] = w->score + r * row_step + slot_of(t, &span, p, r) * t->width;
-        span.limit = NULL;
-        correlate_group(&s, &span, 1, score, 0);
-        span.limit = t->spans[i].limit;
-        for (int r = span.lo; r < span.hi && u->bias && span.z >= 0; r++)
-            add_bias(u, t, &span, r, score[r]);
-        for (int r = span.lo; r < span.hi && span.limit; r++)
-            forbid(u, t, &span, r, score[r]);
+        const place p = place_of(t, spans);
+        const int group = first.limit ? 1 : group_spans(spans, t->count - i);
+        /* As far as the slots of key rows follow one another. */
+        for (some = 1; some < group; some++)
+            if (place_of(t, &spans[some]).slot != p.slot + some * first.len)
+                break;
+        first.limit = NULL;
+        for (int r = first.lo; r < first.hi; r++)
+            score[r] = w->score + r * row_step + slot_of(t, spans, p, r) * t->width;
+        correlate_group(&s, some > 1 ? spans : &first, some, score, 0);
+        for (const na_span *span = spans; span < spans + some; span++)
+            for (int r = span->lo; r < span->hi; r++) {
+                if (u->bias && span->z >= 0)
+                    add_bias(u, t, span, r, score[r]);
+                if (span->limit)
+                    forbid(u, t, span, r, score[r]);
+                score[r] += span->len * t->width;
+            }
     }
     for (int r = 0; r < rows; r++)
         store_scores(u->attn.dtype, w->score + r * row_step, t->width, u->slots, t->lanes,

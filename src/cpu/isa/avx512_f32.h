@@ -159,6 +159,8 @@ WORD half half_keep(half a, int key, half_index limit, real other)
     __mmask8 keep = _mm256_cmpgt_epi32_mask(limit, _mm256_set1_epi32(key));
     return _mm256_mask_blend_ps(keep, _mm256_set1_ps(other), a);
 }
+WORD half half_low(vec a) { return _mm512_castps512_ps256(a); }
+WORD vec half_vec(half a) { return _mm512_castps256_ps512(a); }
 /* Both halves of a vector from one half, and the sum of a vector's halves in both of them. */
 WORD vec half_twice(vec a) { return _mm512_shuffle_f32x4(a, a, 0x44); }
 WORD vec half_fold(vec a) { return _mm512_add_ps(a, _mm512_shuffle_f32x4(a, a, 0x4e)); }

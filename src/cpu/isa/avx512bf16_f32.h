@@ -34,7 +34,6 @@ WORD vec vec_firsts(vec a, vec b)
 }
 
 WORD half half_dot(half a, half b, half c) { return _mm256_dpbf16_ps(c, (__m256bh)a, (__m256bh)b); }
-WORD half half_low(vec a) { return _mm512_castps512_ps256(a); }
 WORD vec half_wide(half a) { return _mm512_zextps256_ps512(a); }
 WORD vec half_join(vec a, vec b) { return _mm512_insertf32x8(a, _mm512_castps512_ps256(b), 1); }
 WORD half half_pair(vec a)

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: MIT
+ * The inner loop aggregate (micro_tmpl.h says what it computes), over runs of keys.
+ * Parameters: those of micro_tmpl.h, runs_tmpl.h. */
+
+/* One call of an aggregate function: `rows` tile rows from `row` on, `vectors` vectors of channels.
+ */
+typedef struct aggregation {
+    const na_span *spans;
+    int count;
+    int lane, lanes;     /* [lane, lanes) are queries */
+    int begin, end;      /* begin: else the sums of the call are added to `sum`,
+                            which keeps roundoff of long windows small;
+                            end: sums are multiplied by factor, and go to `out` if there is one */
+    int stream;          /* out may be written past the caches: it is aligned to vectors */
+    int64_t width;       /* between weights of one lane */
+    int64_t weight_lane; /* between lanes */
+    real *const *weight; /* of each row of the call: of the first span's first key */
+    const real *value;   /* natural tokens of slot 0, aligned, at the call's first channel */
+    int64_t value_step;  /* between tokens */
+    real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
+    int64_t sum_row, sum_lane;
+    const real *factor;   /* [row of the call][VL] */
+    out_real *const *out; /* of each row of the call: lane 0; NULL: into sum */
+    int64_t out_lane;
+    const span_run *runs; /* made by aggregate_spans, for the rows of one call */
+    int run_count;
+} aggregation;
+
+/* Channels are counted in halves of vectors: of an odd number, the last one is summed in halves,
+ * one lane at a time. */
+#if defined(HALF_WORDS) && !defined(PAIRS)
+#define TAILS 1
+typedef half tail;
+WORD tail tail_zero(void) { return half_zero(); }
+WORD tail tail_of(vec a) { return half_low(a); }
+WORD vec tail_vec(tail a) { return half_vec(a); }
+WORD tail tail_load(const real *p) { return half_pin(half_load(p)); }
+WORD tail tail_dot(tail a, tail b, tail c) { return half_dot(a, b, c); }
+#else
+#define TAILS 0
+typedef vec tail;
+WORD tail tail_zero(void) { return vec_zero(); }
+WORD tail tail_of(vec a) { return a; }
+WORD vec tail_vec(tail a) { return a; }
+WORD tail tail_load(const real *p) { return vec_pin(vec_load(p)); }
+WORD tail tail_dot(tail a, tail b, tail c) { return vec_dot(a, b, c); }
+#endif
+
+/* Of one lane or of two. */
+typedef struct channel_sums {
+    vec whole[2][ROWS_MAX][CHANNELS_MAX];
+    tail last[ROWS_MAX];
+} channel_sums;
+
+/* What there is of a key: itself, or a pair; the first of a pair; the first ones of two pairs. */
+enum { WHOLE, FIRST, CROSSED };
+
+/* The channels of a vector as they are multiplied. */
+static ALWAYS_INLINE vec channels_at(const int what, const real *value, const real *other)
+{
+    const vec v = vec_load(value);
+    return what == FIRST ? vec_first(v) : what == CROSSED ? vec_firsts(vec_load(other), v) : v;
+}
+
+/* Adds a key to the sums of rows [lo, hi), of one lane or of two neighbours. */
+static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, const int lanes,
+                                  const int what, channel_sums *sum, const real *const weight[],
+                                  int64_t k, const real *const value[], int64_t at, int64_t other)
+{
+    /* Either the rows' weights are held in registers or the channels. */
+    const int hold = lanes == 1 && what == WHOLE, vectors = halves / 2;
+    vec p[ROWS_MAX], v[2][CHANNELS_MAX];
+    UNROLL
+    for (int r = lo; r < hi && hold; r++)
+        p[r] = vec_pin(vec_set1(weight[r][k]));
+    if (hold && halves % 2) {
+        const tail t = tail_load(value[0] + at + vectors * VL);
+        UNROLL
+        for (int r = lo; r < hi; r++)
+            sum->last[r] = tail_dot(tail_of(p[r]), t, sum->last[r]);
+    }
+    UNROLL
+    for (int i = 0; i < vectors; i++) {
+        UNROLL
+        for (int j = 0; j < lanes; j++)
+            v[j][i] = vec_pin(channels_at(what, value[j] + at + i * VL, value[j] + other + i * VL));
+        UNROLL
+        for (int r = lo; r < hi && hold; r++)
+            sum->whole[0][r][i] = vec_dot(p[r], v[0][i], sum->whole[0][r][i]);
+    }
+    UNROLL
+    for (int r = lo; r < hi && !hold; r++) {
+        UNROLL
+        for (int j = 0; j < lanes; j++) {
+            const vec q = vec_pin(vec_set1(weight[r][k + j]));
+            UNROLL
+            for (int i = 0; i < vectors; i++)
+                sum->whole[j][r][i] = vec_dot(q, v[j][i], sum->whole[j][r][i]);
+        }
+    }
+}
+
+/* Adds the `seen` first keys of each span of a run to the sums of rows [lo, hi); the value of the
+ * key after them may be anything. */
+static ALWAYS_INLINE void add_run(const int lo, const int hi, const int halves, const int lanes,
+                                  const int grouped, channel_sums *sum, const real *weight[],
+                                  const real *const value[], const span_run *run, int64_t width,
+                                  int seen)
+{
+    const int64_t step = run->step, length = seen / PER_REAL * width;
+    const int64_t spans = run->spans;
+    int64_t before = 0, k = 0;
+    if (!grouped)
+        for (int64_t at = run->token; k < length; k += width, at += step)
+            add_key(lo, hi, halves, lanes, WHOLE, sum, weight, k, value, at, 0);
+    for (int64_t s = 0, until = length; grouped && s < spans; s++, until = k + length) {
+        int64_t at = run->tokens[s];
+        for (; k < until; k += width, at += step)
+            add_key(lo, hi, halves, lanes, WHOLE, sum, weight, k, value, at, 0);
+        if (PER_REAL > 1 && seen % PER_REAL) {
+            if (s % 2)
+                add_key(lo, hi, halves, lanes, CROSSED, sum, weight, k, value, at, before);
+            else if (s + 1 == spans)
+                add_key(lo, hi, halves, lanes, FIRST, sum, weight, k, value, at, 0);
+            k += s % 2 ? width : 0;
+            before = at;
+        }
+    }
+    UNROLL
+    for (int r = lo; r < hi; r++)
+        weight[r] += run->stored;
+}
+
+/* Sums of row r of the call and of lane l to where they belong. */
+static ALWAYS_INLINE void store_sums(const int halves, const aggregation *a, const int r, int l,
+                                     const vec whole[CHANNELS_MAX], tail last)
+{
+    const vec factor = vec_set1(a->end ? a->factor[r * VL + l] : 1);
+    real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
+    out_real *out = a->end && a->out ? a->out[r] + l * a->out_lane : NULL;
+    UNROLL
+    for (int i = 0; i < (halves + 1) / 2; i++) {
+        vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
+        if (!a->begin)
+            x = vec_add(x, vec_load(partial + i * VL));
+        x = a->end ? vec_mul(x, factor) : x;
+        if (!out)
+            vec_storeu(partial + i * VL, x);
+        else if (a->stream)
+            vec_stream_out(out + i * VL, x);
+        else
+            vec_store_out(out + i * VL, x);
+    }
+}
+
+/* `lanes`: at a time; of two all see all keys, and their weights are neighbours. */
+static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, const int lanes,
+                                          const int grouped, const aggregation *a)
+{
+    const int64_t width = a->width, value_step = a->value_step;
+    const span_run *const runs = a->runs, *const end = runs + a->run_count;
+    const real *const values = a->value;
+    for (int l = a->lane; l + lanes <= a->lanes; l += lanes) {
+        channel_sums sum;
+        const real *weight[ROWS_MAX];
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            weight[r] = a->weight[r] + l * (lanes == 1 ? a->weight_lane : 1);
+            UNROLL
+            for (int i = 0; i < halves / 2; i++)
+                sum.whole[0][r][i] = sum.whole[1][r][i] = vec_zero();
+            sum.last[r] = tail_zero();
+        }
+        for (const span_run *run = runs; run < end; run++) {
+            const real *const value[] = {values + run->start[l] * value_step,
+                                         values + run->start[l + lanes - 1] * value_step};
+            const int seen = lanes == 1 ? run_seen(run, l) : run->keys;
+            switch (run->rows) {
+#define ONE(lo, hi)                                                                                \
+    case lo * 8 + hi:                                                                              \
+        if (hi <= rows)                                                                            \
+            add_run(lo, hi, halves, lanes, grouped, &sum, weight, value, run, width, seen);        \
+        break;
+                ROW_RANGES(ONE)
+#undef ONE
+            }
+        }
+        UNROLL
+        for (int j = 0; j < lanes; j++) {
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                store_sums(halves, a, r, l + j, sum.whole[j][r], sum.last[r]);
+        }
+    }
+}
+
+static ALWAYS_INLINE void aggregate(const int rows, const int halves, const aggregation *a)
+{
+    aggregate_lanes(rows, halves, 1, PER_REAL > 1, a);
+}
+
+/* Two lanes at a time: where there are few channels, the ends of runs cost half as much. */
+static ALWAYS_INLINE void aggregate_two(const int rows, const int halves, const aggregation *a)
+{
+    aggregate_lanes(rows, halves, 2, 1, a);
+}
+
+/* What two lanes leave, or cannot do. */
+static ALWAYS_INLINE void aggregate_one(const int rows, const int halves, const aggregation *a)
+{
+    aggregate_lanes(rows, halves, 1, 1, a);
+}
+
+/* A function for each number of rows and of halves. */
+#define ONE(name, rows, halves)                                                                    \
+    static void name##_##rows##_##halves(const aggregation *a) { name(rows, halves, a); }
+#define ROWS(rows)                                                                                 \
+    ONE(aggregate, rows, 2)                                                                        \
+    ONE(aggregate, rows, 4)                                                                        \
+    ONE(aggregate, rows, 6)                                                                        \
+    ONE(aggregate, rows, 8)
+ROW_COUNTS(ROWS)
+#undef ROWS
+#if TAILS
+#define ROWS(rows) ONE(aggregate, rows, 1) ONE(aggregate, rows, 3) ONE(aggregate, rows, 5)
+ROW_COUNTS(ROWS)
+#undef ROWS
+#endif
+#if REGISTERS >= 32
+#define ROWS(rows)                                                                                 \
+    ONE(aggregate_one, rows, 2)                                                                    \
+    ONE(aggregate_one, rows, 4)                                                                    \
+    ONE(aggregate_two, rows, 2)                                                                    \
+    ONE(aggregate_two, rows, 4)
+ROW_COUNTS(ROWS)
+#undef ROWS
+#endif
+#undef ONE
+
+#if TAILS
+#define ODD(name) name
+#else
+#define ODD(name) NULL
+#endif
+static void (*const aggregate_table[][2 * CHANNELS_MAX + 1])(const aggregation *) = {
+    {0},
+#define ROWS(r)                                                                                    \
+    {0,                                                                                            \
+     ODD(aggregate_##r##_1),                                                                       \
+     aggregate_##r##_2,                                                                            \
+     ODD(aggregate_##r##_3),                                                                       \
+     aggregate_##r##_4,                                                                            \
+     ODD(aggregate_##r##_5),                                                                       \
+     aggregate_##r##_6,                                                                            \
+     NULL,                                                                                         \
+     aggregate_##r##_8},
+    ROW_COUNTS(ROWS)
+#undef ROWS
+};
+#undef ODD
+
+#if REGISTERS >= 32
+enum { FEW_HALVES = 4 };
+#define ROWS(r) {0, NULL, aggregate_one_##r##_2, NULL, aggregate_one_##r##_4},
+static void (*const aggregate_one_table[][FEW_HALVES + 1])(const aggregation *) = {
+    {0}, ROW_COUNTS(ROWS)};
+#undef ROWS
+#define ROWS(r) {0, NULL, aggregate_two_##r##_2, NULL, aggregate_two_##r##_4},
+static void (*const aggregate_two_table[][FEW_HALVES + 1])(const aggregation *) = {
+    {0}, ROW_COUNTS(ROWS)};
+#undef ROWS
+#else
+enum { FEW_HALVES = 0 };
+#endif
+
+/* Halves of vectors of some channels, at most CHANNELS_MAX vectors. */
+static int halves_of(int channels)
+{
+    const int vectors = (channels + VL - 1) / VL;
+    return 2 * vectors - (TAILS && vectors < CHANNELS_MAX && (channels - 1) % VL < HALF);
+}
+
+/* Whether two lanes are taken at a time, and spans in groups. */
+static int aggregate_grouped(const aggregation *a, int depth)
+{
+    return depth <= FEW_HALVES / 2 * VL && halves_of(depth) % 2 == 0 && a->weight_lane == 1;
+}
+
+/* All lanes. */
+static void aggregate_call(aggregation a, int count, int halves, int grouped, int limited)
+{
+#if REGISTERS >= 32
+    if (grouped) {
+        if (!limited) {
+            aggregate_two_table[count][halves](&a);
+            a.lane = a.lanes / 2 * 2;
+        }
+        if (a.lane < a.lanes)
+            aggregate_one_table[count][halves](&a);
+        return;
+    }
+#endif
+    (void)grouped;
+    (void)limited;
+    aggregate_table[count][halves](&a);
+}
+
+/* A call for rows [row, row + count) and each few vectors of channels. */
+static void aggregate_rows(aggregation a, int row, int count, int depth, int grouped, int limited)
+{
+    for (int i = 0; i < depth; i += CHANNELS_MAX * VL) {
+        const int some = depth - i < CHANNELS_MAX * VL ? depth - i : CHANNELS_MAX * VL;
+        out_real *out[ROWS_MAX];
+        aggregation b = a;
+        b.weight = a.weight + row;
+        b.value = a.value + i;
+        b.sum = a.sum + row * a.sum_row + i;
+        b.factor = a.factor + row * VL;
+        if (a.out) {
+            for (int r = 0; r < count; r++)
+                out[r] = a.out[row + r] + i;
+            b.out = out;
+        }
+        aggregate_call(b, count, halves_of(some), grouped, limited);
+    }
+}
+
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
+ * the number of channels, whose vectors may reach beyond it in value, sum and (if full) out. */
+static void aggregate_spans(const aggregation *all, int rows, int depth)
+{
+    const int grouped = aggregate_grouped(all, depth);
+    run_list list;
+    real *weight[ROWS_MAX];
+    for (int r = 0; r < rows; r++)
+        weight[r] = all->weight[r];
+    for (int from = 0, some = 0; from == 0 || from < all->count; from += some) {
+        aggregation a = *all;
+        a.begin = all->begin && from == 0;
+        a.weight = weight;
+        for (int row = 0; row < rows; row += AGGREGATE_ROWS) {
+            const int count = rows - row < AGGREGATE_ROWS ? rows - row : AGGREGATE_ROWS;
+            some = make_runs(&list, all->spans + from, all->count - from, row, count, a.width,
+                             a.value_step, PER_REAL > 1 || grouped);
+            a.runs = list.run;
+            a.run_count = list.count;
+            a.end = all->end && some == all->count - from;
+            aggregate_rows(a, row, count, depth, grouped, list.limited);
+            pass_weights(&list, weight + row);
+        }
+        if (!all->count)
+            break;
+    }
+}
