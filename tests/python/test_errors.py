@@ -429,13 +429,6 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any]], Any]] = {
 }
 
 
-def sparse_looks_strided() -> bool:
-    """Under a derivative, as in torch 2.5: nobody can tell then."""
-    layouts = []
-    torch.func.grad(lambda x: layouts.append(Q.to_sparse().layout) or x)(torch.zeros(()))
-    return layouts[0] is torch.strided
-
-
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize(
     ("call", "kind", "text"), [row[1:] for row in FUNCTIONS], ids=[row[0] for row in FUNCTIONS]
@@ -448,16 +441,11 @@ def test_error_under_a_transform(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One exception, with the words and the numbers of a call without one."""
-    derives = "grad" in transform or "jvp" in transform
-    if "sparse" in text and derives and sparse_looks_strided():
-        pytest.skip("this torch takes sparse tensors for strided ones here")
-
-    def one(x: torch.Tensor) -> Any:
-        monkeypatch.setitem(globals(), "zero", x)
-        return call()
+    if "sparse" in text and torch.__version__.startswith("2.5") and "vmap of vmap" not in transform:
+        pytest.skip("torch 2.5 takes sparse tensors for strided ones here")
 
     with pytest.raises(kind) as caught:
-        TRANSFORMS[transform](one)
+        TRANSFORMS[transform](lambda x: monkeypatch.setitem(globals(), "zero", x) or call())
     error = caught.value
     assert text.split("tensor(")[0] in str(error)
     assert error.__cause__ is None and (error.__context__ is None or error.__suppress_context__)
