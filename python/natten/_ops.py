@@ -299,7 +299,8 @@ _dispatch_keys = torch._C._dispatch_keys
 _modes = torch._C._len_torch_dispatch_stack
 _profiling = torch._C._autograd._profiler_enabled
 _CPU = torch.device("cpu")
-_PLAIN = _dispatch_keys(torch.empty(0, device=_CPU))
+# As a number: sets of keys are not compared by what is in them in torch 2.5.
+_PLAIN = _dispatch_keys(torch.empty(0, device=_CPU)).raw_repr()
 
 
 def _plain_keys(tensors: Sequence[Tensor | None]) -> tuple[_Key | None, ...] | None:
@@ -308,7 +309,7 @@ def _plain_keys(tensors: Sequence[Tensor | None]) -> tuple[_Key | None, ...] | N
     for tensor in tensors:
         if tensor is None:
             keys.append(None)
-        elif _dispatch_keys(tensor) == _PLAIN:
+        elif _dispatch_keys(tensor).raw_repr() == _PLAIN:
             keys.append((tensor.shape, tensor.stride(), tensor.dtype, _CPU))
         else:
             return None
