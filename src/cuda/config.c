@@ -182,13 +182,18 @@ static int fits_registers(const natten_problem *p, const na_sm90_config *c)
            REGISTERS_2;
 }
 
-int na_sm90_bias_entries(const natten_problem *p, na_sm90_what what)
+double na_sm90_head_entries(const natten_problem *p)
 {
-    const double most = 4096;
     double entries = 1;
-    int room = 256;
     for (int a = 0; a < 3; a++)
         entries *= (double)(2 * p->axis[a].window - 1);
+    return entries;
+}
+
+int na_sm90_bias_entries(const natten_problem *p, na_sm90_what what)
+{
+    const double most = 4096, entries = na_sm90_head_entries(p);
+    int room = 256;
     if (what != NA_SM90_D_QUERY || !na_has(p, NATTEN_D_RPB))
         return 0;
     while (room < most && room < entries)

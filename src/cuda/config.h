@@ -44,6 +44,9 @@ static inline int na_sm90_visitors(const na_sm90_config *config)
     return config->tile[0] * config->tile[1] * config->tile[2];
 }
 
+/* Entries that a head of a position bias has. */
+double na_sm90_head_entries(const natten_problem *problem);
+
 /* Room for the entries of a bias whose gradient D_QUERY gives as well: all of one head; 0: it does
  * not, -1: there are too many for shared memory. */
 int na_sm90_bias_entries(const natten_problem *problem, na_sm90_what what);

@@ -29,7 +29,7 @@ enum { NA_SM90_BACKWARD_TEXTS = 7 };
 int na_sm90_backward_specials(const natten_problem *problem, const na_device *device,
                               na_special specials[NA_SM90_BACKWARD_TEXTS]);
 
-/* Starts to compile the backward of a forward whose lse is wanted, which then is at hand when it is
+/* Starts to compile the backward of a forward whose lse is wanted: it is at hand, then, when it is
  * called. */
 void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device);
 

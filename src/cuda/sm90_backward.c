@@ -17,15 +17,6 @@ enum {
     MOST_ENTRIES = 2000000000
 };
 
-/* Of a position bias. */
-static double entries_of(const natten_problem *p)
-{
-    double entries = (double)p->heads;
-    for (int a = 0; a < 3; a++)
-        entries *= (double)(2 * p->axis[a].window - 1);
-    return entries;
-}
-
 static natten_status check(natten_plan *plan)
 {
     static const natten_role walked[] = {NATTEN_QUERY,          NATTEN_KEY,
@@ -47,11 +38,12 @@ static natten_status check(natten_plan *plan)
     if (status == NATTEN_OK && na_has(p, NATTEN_RPB) && p->heads / p->kv_heads > MOST_VISITS)
         return na_refuse(plan, "a relative position bias, and more than %d heads share keys",
                          MOST_VISITS);
-    if (status == NATTEN_OK && na_has(p, NATTEN_D_RPB) && entries_of(p) > MOST_ENTRIES)
+    double entries = (double)p->heads * na_sm90_head_entries(p);
+    if (status == NATTEN_OK && na_has(p, NATTEN_D_RPB) && entries > MOST_ENTRIES)
         return na_refuse(plan,
                          "a gradient of %.0f entries of a relative position bias, and it "
                          "counts up to 2e9",
-                         entries_of(p));
+                         entries);
     double queries = (double)p->batch * (double)p->heads;
     for (int a = 0; a < 3; a++)
         queries *= (double)p->axis[a].query_extent;
