@@ -204,17 +204,18 @@ int na_sm90_bias_entries(const natten_problem *p, na_sm90_what what)
 static int bytes_of(const natten_problem *p, const na_sm90_config *c)
 {
     int dim = (int)p->head_dim, value_dim = (int)p->value_dim;
-    int words = (c->sub[0] + c->sub[1] + c->sub[2]) * c->positions;
+    int rows = c->sub[0] + c->sub[1] + c->sub[2], words = rows * c->positions;
+    int order = na_sm90_order_bytes(c->groups, rows, c->positions);
     if (na_has(p, NATTEN_RPB))
         words +=
             NA_SM90_BIAS_WORDS(c->positions, na_sm90_bias_entries(p, c->what), na_sm90_visitors(c));
     if (c->what == NA_SM90_FORWARD)
         return na_sm90_shared_of(c->groups, dim, value_dim, na_sm90_visitors(c), c->stages[0],
-                                 c->stages[1], words)
+                                 c->stages[1], c->orders, order, words)
             .bytes;
     return na_sm90_back_shared_of(na_sm90_is_of_keys(c->what), c->what == NA_SM90_D_ALL, c->groups,
-                                  dim, value_dim, na_sm90_visitors(c), c->stages[0],
-                                  words * na_sm90_cell_bytes(c))
+                                  dim, value_dim, na_sm90_visitors(c), c->stages[0], c->orders,
+                                  order, words * na_sm90_cell_bytes(c))
         .bytes;
 }
 
@@ -264,7 +265,10 @@ static int halves_axis(const na_sm90_config *c)
     return c->tile[0] > 1 ? 0 : c->tile[1] > 1 ? 1 : 2;
 }
 
-enum { SECOND = 1000000 }; /* microseconds */
+enum {
+    SECOND = 1000000, /* microseconds */
+    SHORT_ITEM = 8    /* tiles of visitors */
+};
 
 /* What limits: products, the way from the L2 cache, and the start and end of each item. */
 static void judge(planner *s, na_sm90_config *c)
@@ -289,6 +293,9 @@ static void judge(planner *s, na_sm90_config *c)
     c->positions = c->tile[2] > 8             ? 0
                    : c->what == NA_SM90_D_ALL ? positions
                                               : 1 << log_of(na_max(positions, 4));
+    /* Looking further ahead takes items out of their order in time, and with it out of the L2
+     * cache; but where an item is over soon the next one has to be there. */
+    c->orders = c->what != NA_SM90_D_ALL && loads <= SHORT_ITEM * items ? 2 : 1;
     c->waste = pairs / (s->useful * c->pack);
     c->masked = 1 - inner / cells;
     /* Measured on an H100, and on an H200 for d_query, which waits for its masks more. */

@@ -30,6 +30,7 @@ typedef struct na_sm90_config {
     int halves;    /* a warpgroup may do one half of a tile */
     int stages[2]; /* of keys, of values; of the backward: of both, 0 */
     int positions; /* of tiles along one axis, in the mask tables; 0: no tables */
+    int orders;    /* items that are looked ahead for */
     int raster;    /* tiles of axis 1 that follow each other */
     int shared_bytes;
     /* What is expected of it. */

@@ -132,7 +132,7 @@ static const na_source standard[] = {
                  "typedef short int16_t; typedef unsigned short uint16_t;"
                  "typedef int int32_t; typedef unsigned uint32_t;"
                  "typedef long long int64_t; typedef unsigned long long uint64_t;"}};
-enum { STANDARD = 2, MOST_SOURCES = 32 };
+enum { STANDARD = 2, MOST_SOURCES = 64 };
 
 static void *create_program(const na_nvrtc *nvrtc, const char *source)
 {

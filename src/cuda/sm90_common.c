@@ -100,6 +100,7 @@ void na_sm90_special_tiles(const natten_problem *p, const na_sm90_config *c, na_
     na_special_set(special, "NA_STACK", c->stack);
     na_special_set(special, "NA_VISITORS", na_sm90_visitors(c));
     na_special_set(special, "NA_POSITIONS", c->positions);
+    na_special_set(special, "NA_ORDERS", c->orders);
 }
 
 int na_sm90_is_flat(const natten_problem *p)

@@ -19,7 +19,7 @@
  * Parameters: NA_DTYPE, NA_DIM, NA_VALUE_DIM, NA_SUB_0..2, NA_PACK (1 for keys), NA_GROUPS,
  * NA_STACK, NA_TILE_0..2, NA_VISITORS their product, NA_POSITIONS, NA_EXTRA: as in sm90_forward.cu;
  * NA_SIDE; NA_ADDS; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2;
- * NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS: as there;
+ * NA_ORDERS; NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS: as there;
  * NA_BIAS_ENTRIES: where d_query is given the gradient of the bias is as well, if it has no more
  * entries, or with -1 however many it has; 0: it is not. */
 #include "device/sm90_backward.h"
@@ -63,13 +63,17 @@ enum {
     EMPTY = SECOND_FULL + NA_STAGES,
     PART_FULL = EMPTY + NA_STAGES,
     PART_EMPTY = PART_FULL + (NA_ADDS ? NA_SM90_PARTS : 0),
-    GATES = PART_EMPTY + (NA_ADDS ? NA_SM90_PARTS : 0)
+    ORDER_FULL = PART_EMPTY + (NA_ADDS ? NA_SM90_PARTS : 0),
+    ORDER_EMPTY = ORDER_FULL + NA_ORDERS,
+    GATES = ORDER_EMPTY + NA_ORDERS
 };
 
 NA_WORD na_sm90_back_shared places(void)
 {
     return na_sm90_back_shared_of(NA_SIDE, NA_ADDS, NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS,
-                                  NA_STAGES, (TABLE_WORDS + BIAS_WORDS) * (int)sizeof(cell));
+                                  NA_STAGES, NA_ORDERS,
+                                  na_sm90_order_bytes(NA_GROUPS, TABLE_ROWS, NA_POSITIONS),
+                                  (TABLE_WORDS + BIAS_WORDS) * (int)sizeof(cell));
 }
 
 NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
@@ -91,6 +95,7 @@ NA_WORD uint32_t visitor_at(int stage, int which)
            which * places().visitor_bytes[0];
 }
 
+#include "device/sm90_scout.h"
 #include "device/sm90_produce_back.h"
 #include "device/sm90_rows.h"
 #include "device/sm90_tour.h"
@@ -110,7 +115,7 @@ typedef struct consumer {
     seat seat;
     uint32_t base;
     ring stage;
-    uint32_t resident_phase;
+    int items; /* begun */
     float sums[NA_DIM / 2], value_sums[NA_VALUE_DIM / 2];
     float lse[2], delta[2]; /* of the two rows, where they are queries */
     /* Of sm90_adds.h. matrix: where this lane's row of a matrix lies in a tile whose rows have 128
@@ -339,9 +344,11 @@ NA_WORD void load_pairs(const na_sm90_backward *p, consumer *s)
     }
 }
 
-NA_WORD void begin_item(const na_sm90_backward *p, consumer *s)
+/* 0: there is none. */
+NA_WORD int begin_item(const na_sm90_backward *p, consumer *s)
 {
-    take_item(&p->walk, &s->seat, note_of(s->stage.stage));
+    if (!take_item(&s->seat, s->base, s->items))
+        return 0;
 #if NA_BIAS_ENTRIES
     clear_bias_sums(&s->seat);
 #endif
@@ -354,8 +361,9 @@ NA_WORD void begin_item(const na_sm90_backward *p, consumer *s)
     for (int i = 0; i < NA_VALUE_DIM / 2; i++)
         s->value_sums[i] = 0;
     s->pending = 0;
-    na_gate_wait(gate(s->base, RESIDENT_FULL + s->seat.group), s->resident_phase);
-    s->resident_phase ^= 1;
+    na_gate_wait(gate(s->base, RESIDENT_FULL + s->seat.group), s->items & 1);
+    s->items++;
+    return 1;
 }
 
 NA_WORD void finish_item(const na_sm90_backward *p, consumer *s)
@@ -395,13 +403,10 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
     take_seat(&s.seat, group, places().item, places().table);
     s.base = base;
     s.stage.stage = 0;
-    s.stage.phase = s.resident_phase = 0;
+    s.stage.phase = 0;
+    s.items = 0;
     start_parts(&s);
-    for (;;) {
-        na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
-        if (na_uniform(note_of(s.stage.stage)[NOTE_KIND]) & END)
-            break;
-        begin_item(p, &s);
+    while (begin_item(p, &s)) {
         do {
             na_gate_wait(gate(base, FIRST_FULL + s.stage.stage), s.stage.phase);
             const int *note = note_of(s.stage.stage);
@@ -426,6 +431,8 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
 
 NA_WORD int arrivals_of(int gate)
 {
+    if (gate >= ORDER_FULL)
+        return gate >= ORDER_EMPTY ? ORDER_TAKERS : 1;
     if (gate >= PART_EMPTY || (!NA_ADDS && gate >= RESIDENT_EMPTY && gate < FIRST_FULL))
         return 4;
     return gate >= EMPTY || (gate >= RESIDENT_EMPTY && gate < FIRST_FULL) ? ARRIVALS : 1;
@@ -445,6 +452,8 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
         NA_REGISTERS_LESS(24);
         if (na_thread() == 0)
             produce(&p, base);
+        else if (na_thread() >> 5 == 1)
+            scout(&p, base);
     } else {
         NA_REGISTERS_MORE(240);
         consume(&p, base, warpgroup - 1);

@@ -81,15 +81,16 @@ enum {
 typedef struct na_sm90_back_shared {
     int resident_bytes[2], visitor_bytes[2], pair_bytes; /* of one warpgroup, of one stage */
     int part_bytes, sum_bytes, note_bytes;               /* of one tile, one warpgroup, one stage */
-    int resident, visitor, part, sum, pair, note, target, gate, item, table, bytes;
+    int resident, visitor, part, sum, pair, note, target, gate, order, item, table, bytes;
 } na_sm90_back_shared;
 
 /* `adds`: also gives d_query; `side`, then, is 1. */
 NA_INLINE na_sm90_back_shared na_sm90_back_shared_of(int side, int adds, int groups, int dim,
                                                      int value_dim, int visitors, int stages,
-                                                     int table_bytes)
+                                                     int orders, int order_bytes, int table_bytes)
 {
     na_sm90_back_shared at;
+    int item_bytes = 4 * (NA_SM90_ITEM_WORDS - adds);
     at.resident_bytes[0] = na_sm90_bytes(NA_SM90_ROWS, dim);
     at.resident_bytes[1] = na_sm90_bytes(NA_SM90_ROWS, value_dim);
     at.visitor_bytes[0] = na_sm90_bytes(visitors, dim);
@@ -106,8 +107,9 @@ NA_INLINE na_sm90_back_shared na_sm90_back_shared_of(int side, int adds, int gro
     at.note = at.pair + stages * at.pair_bytes;
     at.target = at.note + stages * at.note_bytes;
     at.gate = at.target + (adds ? groups * NA_SM90_TARGET_BYTES : 0);
-    at.item = at.gate + 8 * (2 * groups + 3 * stages + (adds ? 2 * NA_SM90_PARTS : 0));
-    at.table = at.item + groups * NA_SM90_ITEM_WORDS * 4;
+    at.order = at.gate + 8 * (2 * (groups + orders) + 3 * stages + (adds ? 2 * NA_SM90_PARTS : 0));
+    at.item = at.order + orders * (order_bytes - 4 * adds);
+    at.table = at.item + groups * item_bytes;
     at.bytes = at.table + groups * table_bytes;
     return at;
 }

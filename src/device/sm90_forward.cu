@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * The forward op on Hopper. A block is one warpgroup that loads (a single thread of it does) and
- * NA_GROUPS that compute, each for 64 rows: a box of queries times NA_PACK heads that share their
- * keys. The boxes lie side by side along axis NA_STACK. Blocks take work items, one after the
- * other, from a counter; for each item tiles of keys and values stream through shared memory,
- * beginning where the union of the windows begins. The producer tells with each tile which
- * warpgroups can leave it out, which need one half of it only, and which must mask it.
+ * The forward op on Hopper. A block is one warpgroup that looks ahead and loads (a warp and a
+ * single thread of it do) and NA_GROUPS that compute, each for 64 rows: a box of queries times
+ * NA_PACK heads that share their keys. The boxes lie side by side along axis NA_STACK. Blocks take
+ * work items, one after the other, from a counter; for each item tiles of keys and values stream
+ * through shared memory, beginning where the union of the windows begins. The producer tells with
+ * each tile which warpgroups can leave it out, which need one half of it only, and which must mask
+ * it.
  *
  * Inside a warpgroup nothing overlaps; the warpgroups overlap each other. Tokens are counted in
  * places of their dilation group, unless said otherwise.
@@ -12,10 +13,10 @@
  * Parameters: NA_DTYPE (f16 or bf16); NA_DIM and NA_VALUE_DIM, channels, multiples of 8;
  * NA_SUB_0..2 (times NA_PACK: 64), NA_PACK, NA_GROUPS, NA_STACK; NA_TILE_0..2, the keys of a tile,
  * NA_VISITORS their product, NA_HALF_VISITORS half of it, or 0 where tiles are not halved;
- * NA_KEY_STAGES and NA_VALUE_STAGES, at least 2; NA_POSITIONS, places for tiles along one axis in
- * the mask tables, 0: no tables, as rows and tiles extend along axis 2 only; NA_EXTRA: there are
- * additional tokens; NA_SCALED: scores are scaled before they are compared, as the scale is not
- * positive or there is NA_BIAS, a relative position bias. */
+ * NA_KEY_STAGES and NA_VALUE_STAGES, at least 2; NA_ORDERS, of sm90_scout.h; NA_POSITIONS, places
+ * for tiles along one axis in the mask tables, 0: no tables, as rows and tiles extend along axis 2
+ * only; NA_EXTRA: there are additional tokens; NA_SCALED: scores are scaled before they are
+ * compared, as the scale is not positive or there is NA_BIAS, a relative position bias. */
 #include "device/sm90_forward.h"
 #include "device/words/hopper.h"
 
@@ -41,13 +42,16 @@ enum {
     KEY_EMPTY = KEY_FULL + NA_KEY_STAGES,
     VALUE_FULL = KEY_EMPTY + NA_KEY_STAGES,
     VALUE_EMPTY = VALUE_FULL + NA_VALUE_STAGES,
-    GATES = VALUE_EMPTY + NA_VALUE_STAGES
+    ORDER_FULL = VALUE_EMPTY + NA_VALUE_STAGES,
+    ORDER_EMPTY = ORDER_FULL + NA_ORDERS,
+    GATES = ORDER_EMPTY + NA_ORDERS
 };
 
 NA_WORD na_sm90_shared places(void)
 {
-    return na_sm90_shared_of(NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS, NA_KEY_STAGES,
-                             NA_VALUE_STAGES, TABLE_WORDS + BIAS_WORDS);
+    return na_sm90_shared_of(
+        NA_GROUPS, NA_DIM, NA_VALUE_DIM, NA_VISITORS, NA_KEY_STAGES, NA_VALUE_STAGES, NA_ORDERS,
+        na_sm90_order_bytes(NA_GROUPS, TABLE_ROWS, NA_POSITIONS), TABLE_WORDS + BIAS_WORDS);
 }
 
 NA_WORD uint32_t gate(uint32_t base, int index) { return base + places().gate + 8 * index; }
@@ -57,6 +61,7 @@ NA_WORD int *note_of(int stage)
     return (int *)((unsigned char *)na_shared() + places().note) + stage * NOTE_WORDS;
 }
 
+#include "device/sm90_scout.h"
 #include "device/sm90_produce.h"
 #include "device/sm90_tour.h"
 #include "device/sm90_rows.h"
@@ -68,7 +73,7 @@ typedef struct consumer {
     seat seat;
     uint32_t base, query; /* shared memory; this warpgroup's queries in it */
     ring key, value;
-    uint32_t query_phase;
+    int items;       /* begun */
     int holds_query; /* not given back yet */
     int owes_value;  /* the stage of values before this one is not given back yet */
     float out[OUTPUTS];
@@ -124,17 +129,20 @@ NA_WORD void give_owed_value(consumer *s)
 #include "device/sm90_tile_tmpl.h"
 #endif
 
-NA_WORD void begin_item(const na_sm90_forward *p, consumer *s)
+/* 0: there is none. */
+NA_WORD int begin_item(consumer *s)
 {
-    take_item(&p->walk, &s->seat, note_of(s->key.stage));
+    if (!take_item(&s->seat, s->base, s->items))
+        return 0;
 #pragma unroll
     for (int i = 0; i < OUTPUTS; i++)
         s->out[i] = 0;
     s->highest[0] = s->highest[1] = NONE;
     s->total[0] = s->total[1] = 0;
-    na_gate_wait(gate(s->base, QUERY_FULL + s->seat.group), s->query_phase);
-    s->query_phase ^= 1;
+    na_gate_wait(gate(s->base, QUERY_FULL + s->seat.group), s->items & 1);
+    s->items++;
     s->holds_query = 1;
+    return 1;
 }
 
 NA_WORD void finish_item(const na_sm90_forward *p, consumer *s)
@@ -163,13 +171,10 @@ NA_WORD void consume(const na_sm90_forward *p, uint32_t base, int group)
     s.base = base;
     s.query = base + places().query + group * places().query_bytes;
     s.key.stage = s.value.stage = 0;
-    s.key.phase = s.value.phase = s.query_phase = 0;
+    s.key.phase = s.value.phase = 0;
+    s.items = 0;
     s.owes_value = 0;
-    for (;;) {
-        na_gate_wait(gate(base, KEY_FULL + s.key.stage), s.key.phase);
-        if (na_uniform(note_of(s.key.stage)[NOTE_KIND]) & END)
-            break;
-        begin_item(p, &s);
+    while (begin_item(&s)) {
         do {
             na_gate_wait(gate(base, KEY_FULL + s.key.stage), s.key.phase);
             const int *note = note_of(s.key.stage);
@@ -190,16 +195,24 @@ NA_WORD void consume(const na_sm90_forward *p, uint32_t base, int group)
     }
 }
 
+NA_WORD int arrivals_of(int gate)
+{
+    if (gate >= ORDER_EMPTY)
+        return ORDER_TAKERS;
+    if (gate >= QUERY_EMPTY && gate < KEY_FULL)
+        return 4;
+    return (gate >= KEY_EMPTY && gate < VALUE_FULL) || (gate >= VALUE_EMPTY && gate < ORDER_FULL)
+               ? ARRIVALS
+               : 1;
+}
+
 NA_KERNEL_ALONE(na_sm90_forward_kernel, na_sm90_forward, 128 * (NA_GROUPS + 1))
 {
     uint32_t base = na_shared_address(na_shared());
     int warpgroup = na_uniform(na_thread() >> 7);
     if (na_thread() == 0) {
-        for (int i = 0; i < GATES; i++) {
-            int is_full = i < QUERY_EMPTY || (i >= KEY_FULL && i < KEY_EMPTY) ||
-                          (i >= VALUE_FULL && i < VALUE_EMPTY);
-            na_gate_init(gate(base, i), is_full ? 1 : i < KEY_FULL ? 4 : ARRIVALS);
-        }
+        for (int i = 0; i < GATES; i++)
+            na_gate_init(gate(base, i), arrivals_of(i));
         na_fence_async();
     }
     na_barrier();
@@ -207,6 +220,8 @@ NA_KERNEL_ALONE(na_sm90_forward_kernel, na_sm90_forward, 128 * (NA_GROUPS + 1))
         NA_REGISTERS_LESS(NA_GROUPS == 3 ? 32 : 24);
         if (na_thread() == 0)
             produce(&p, base);
+        else if (na_thread() >> 5 == 1)
+            scout(&p, base);
     } else {
         NA_REGISTERS_MORE(NA_GROUPS == 3 ? 160 : 240);
         consume(&p, base, warpgroup - 1);

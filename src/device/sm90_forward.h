@@ -21,11 +21,12 @@ typedef struct na_sm90_forward {
 /* Offsets in bytes. */
 typedef struct na_sm90_shared {
     int query_bytes, key_bytes, value_bytes; /* of one warpgroup's tile, one stage's tiles */
-    int query, key, value, note, gate, item, table, bytes;
+    int query, key, value, note, gate, order, item, table, bytes;
 } na_sm90_shared;
 
 NA_INLINE na_sm90_shared na_sm90_shared_of(int groups, int dim, int value_dim, int keys,
-                                           int key_stages, int value_stages, int table_words)
+                                           int key_stages, int value_stages, int orders,
+                                           int order_bytes, int table_words)
 {
     na_sm90_shared at;
     at.query_bytes = na_sm90_bytes(NA_SM90_ROWS, dim);
@@ -36,7 +37,8 @@ NA_INLINE na_sm90_shared na_sm90_shared_of(int groups, int dim, int value_dim, i
     at.value = at.key + key_stages * at.key_bytes;
     at.note = at.value + value_stages * at.value_bytes;
     at.gate = at.note + key_stages * NA_SM90_NOTE_BYTES;
-    at.item = at.gate + 16 * (groups + key_stages + value_stages);
+    at.order = at.gate + 16 * (groups + key_stages + value_stages + orders);
+    at.item = at.order + orders * order_bytes;
     at.table = at.item + groups * NA_SM90_ITEM_WORDS * 4;
     at.bytes = at.table + groups * table_words * 4;
     return at;

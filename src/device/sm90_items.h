@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What the loading thread and the computing warpgroups of the Hopper kernels share: work items,
- * notes about tiles, how far residents see.
+ * What all parts of the Hopper kernels share: work items, notes about tiles, which visitors a
+ * resident has.
  *
  * Parameters: NA_SIDE, 0 where residents are queries, 1 where they are keys; NA_SUB_0..2, NA_PACK,
  * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS, NA_BIAS (sm90_forward.cu has them);
@@ -33,7 +33,8 @@ enum {
     OUTER = NA_TILE_0 > 1 ? 2 : 0,
     MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
     INNER = NA_TILE_0 > 1 ? 1 : 2,
-    ARRIVALS = 4 * NA_GROUPS /* of warps */
+    ARRIVALS = 4 * NA_GROUPS, /* of warps */
+    ORDER_TAKERS = NA_GROUPS + 1
 };
 
 /* What a note says about a tile; the first five are shifted left by a warpgroup's number. */
@@ -44,13 +45,12 @@ enum {
     LOWER_ONLY = 1 << 20,
     LAST = 1 << 8,  /* of its item */
     EXTRA = 1 << 9, /* additional tokens */
-    END = 1 << 10,  /* no tile: there is no more work */
     VISIT = 23      /* from this bit on, with a bias: which head of queries visits */
 };
 
-/* A note: three words that say where the tile lies, its kind, and with the first tile of an item
- * the item; where d_query is added up, also whereto. */
-enum { NOTE_WORDS = NA_SM90_NOTE_BYTES / 4, NOTE_KIND = 3, NOTE_ITEM = 4, NOTE_TARGET = 16 };
+/* A note: three words that say where the tile lies, and its kind; where d_query is added up, also
+ * whereto. */
+enum { NOTE_WORDS = NA_SM90_NOTE_BYTES / 4, NOTE_KIND = 3, NOTE_TARGET = NOTE_WORDS };
 
 typedef struct ring {
     int stage;
@@ -70,7 +70,10 @@ NA_WORD void next(ring *ring, int stages)
 
 typedef struct work_item {
     int first[3], end[3], residue[3]; /* residents of the tile; the group's end; the group */
-    int head, batch, number;          /* number: only where a bias' gradient is given */
+    int head, batch;                  /* batch -1: there is no more work */
+#if !NA_ADDS
+    int number; /* only where a bias' gradient is given */
+#endif
 } work_item;
 
 /* Residents of a block's tile along an axis. */
@@ -78,13 +81,16 @@ NA_WORD int sub(int axis) { return axis == 0 ? NA_SUB_0 : axis == 1 ? NA_SUB_1 :
 NA_WORD int tile(int axis) { return axis == 0 ? NA_TILE_0 : axis == 1 ? NA_TILE_1 : NA_TILE_2; }
 NA_WORD int offset(int axis, int group) { return axis == NA_STACK ? group * sub(axis) : 0; }
 
-/* Item number w; 0: there is nothing in it. Axis 0 runs fastest, then `raster` tiles of axis 1,
- * axis 2, the rest of axis 1: neighbors share visitors in the L2 cache. */
-NA_WORD int find_item(const na_sm90_walk *p, int w, work_item *t)
+/* Item number w, found by a whole warp: three lanes see to an axis each. 0: there is nothing in it.
+ * Axis 0 runs fastest, then `raster` tiles of axis 1, axis 2, the rest of axis 1: neighbors share
+ * visitors in the L2 cache. */
+NA_WORD int find_item(const na_sm90_walk *p, int w, int lane, work_item *t)
 {
-    int count[3], x[3], there = 1, number = w;
-    for (int a = 0; a < 3; a++)
-        count[a] = p->axis[a].tiles * p->axis[a].rule.dilation;
+    const int number = w, a = na_min(lane, 2);
+    const na_sm90_axis *axis = &p->axis[a];
+    int count[3], x[3];
+    for (int i = 0; i < 3; i++)
+        count[i] = p->axis[i].tiles * p->axis[i].rule.dilation;
     int blocks = (count[1] + p->raster - 1) / p->raster;
     x[0] = w % count[0];
     w /= count[0];
@@ -94,21 +100,24 @@ NA_WORD int find_item(const na_sm90_walk *p, int w, work_item *t)
     w /= count[2];
     x[1] += w % blocks * p->raster;
     w /= blocks;
-    t->head = w % p->heads;
-    t->batch = w / p->heads;
-    t->number = NA_BIAS_ENTRIES ? number : 0;
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        const na_sm90_axis *axis = &p->axis[a];
-        int dilation = axis->rule.dilation, residue = x[a] / axis->tiles;
-        int before = axis->origin - residue + dilation - 1;
-        int step = sub(a) * (a == NA_STACK ? NA_GROUPS : 1);
-        t->residue[a] = residue;
-        t->first[a] = before / dilation + x[a] % axis->tiles * step;
-        t->end[a] = (before + axis->extent) / dilation;
-        there &= residue < dilation && t->first[a] < t->end[a];
+    int at = a == 0 ? x[0] : a == 1 ? x[1] : x[2], dilation = axis->rule.dilation;
+    int residue = at / axis->tiles, before = axis->origin - residue + dilation - 1;
+    int first =
+        na_over(before, dilation) + at % axis->tiles * sub(a) * (a == NA_STACK ? NA_GROUPS : 1);
+    int end = na_over(before + axis->extent, dilation);
+    if (lane < 3) {
+        t->first[lane] = first;
+        t->end[lane] = end;
+        t->residue[lane] = residue;
     }
-    return there;
+    if (lane == 0) {
+        t->head = w % p->heads;
+        t->batch = w / p->heads;
+#if !NA_ADDS
+        t->number = NA_BIAS_ENTRIES ? number : 0;
+#endif
+    }
+    return !na_any(residue >= dilation || first >= end);
 }
 
 /* The visitors of a resident, as places of its dilation group. */
@@ -116,32 +125,18 @@ NA_WORD na_window visitors_at(const na_sm90_axis *axis, int residue, int place)
 {
     na_axis group = axis->rule;
     int dilation = group.dilation, round = dilation - 1 - residue;
-    group.extent = (group.extent + round) / dilation;
+    group.extent = na_over(group.extent + round, dilation);
     group.dilation = 1;
     if (NA_SIDE == 0)
         return na_window_of(group, place);
-    return na_visitors_of(group, place, (axis->visitor_origin + round) / dilation,
-                          (axis->visitor_origin + axis->visitor_extent + round) / dilation);
+    return na_visitors_of(group, place, na_over(axis->visitor_origin + round, dilation),
+                          na_over(axis->visitor_origin + axis->visitor_extent + round, dilation));
 }
 
 /* The union of the visitors of some residents, and which visit all of them. */
 typedef struct span {
     int first, end, inner_first, inner_end;
 } span;
-
-NA_WORD span span_of(const na_sm90_axis *axis, const work_item *t, int a, int group)
-{
-    int from = t->first[a] + offset(a, group), to = na_min(from + sub(a), t->end[a]) - 1;
-    span none = {1 << 29, -1, 1 << 29, -1};
-    if (from > to)
-        return none;
-    na_window low = visitors_at(axis, t->residue[a], from);
-    na_window high = visitors_at(axis, t->residue[a], to);
-    span s = {low.first, high.first + high.count, high.first, low.first + low.count};
-    if (NA_ADDS && from + sub(a) > t->end[a])
-        s.inner_first = 1 << 29;
-    return s;
-}
 
 /* The bits of a note for `width` visitors from `from` on, along one axis. */
 NA_WORD int classify(const span *s, int first, int width, int halves)

@@ -63,10 +63,8 @@ NA_WORD void put_tile(const na_sm90_forward *p, producer *s, const int *note, co
     int stage = s->key.stage, *to = note_of(stage);
     wait_for_room(p, s, gate(s->base, KEY_EMPTY + stage), s->key.phase ^ 1);
 #pragma unroll
-    for (int i = 0; i < NOTE_ITEM; i++)
+    for (int i = 0; i < NOTE_WORDS; i++)
         to[i] = note[i];
-    if (is_first)
-        *(work_item *)(to + NOTE_ITEM) = s->item;
     load_tile(s->base + places().key + stage * places().key_bytes, gate(s->base, KEY_FULL + stage),
               places().key_bytes, NA_VISITORS * 128, extra ? &p->extra_key : &p->key,
               s->item.head / p->walk.share, at, s->item.batch, p->walk.flat || extra);
@@ -97,11 +95,4 @@ NA_WORD void start_producer(producer *s, uint32_t base)
     s->key.stage = s->value.stage = 0;
     s->key.phase = s->value.phase = 0;
     s->query_phase = 1;
-}
-
-NA_WORD void put_end(producer *s)
-{
-    na_gate_wait(gate(s->base, KEY_EMPTY + s->key.stage), s->key.phase ^ 1);
-    note_of(s->key.stage)[NOTE_KIND] = END;
-    na_gate_arrive(gate(s->base, KEY_FULL + s->key.stage));
 }

@@ -68,12 +68,10 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
     int stage = s->stage.stage, *to = note_of(stage);
     na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
 #pragma unroll
-    for (int i = 0; i < NOTE_ITEM; i++)
+    for (int i = 0; i < NOTE_WORDS; i++)
         to[i] = note[i];
     if (NA_BIAS && NA_SIDE)
         to[NOTE_KIND] |= s->visit << VISIT;
-    if (is_first)
-        *(work_item *)(to + NOTE_ITEM) = s->item;
     if (NA_ADDS)
         put_target(p, s, at, to + NOTE_TARGET);
     if ((note[NOTE_KIND] & nobody) == nobody) {
@@ -96,11 +94,3 @@ NA_WORD void start_producer(producer *s, uint32_t base)
 
 NA_WORD void start_item(producer *s) { s->visit = 0; }
 NA_WORD void end_item(const na_sm90_backward *p, producer *s) { (void)p, (void)s; }
-
-NA_WORD void put_end(producer *s)
-{
-    int stage = s->stage.stage;
-    na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
-    note_of(stage)[NOTE_KIND] = END;
-    na_gate_arrive(gate(s->base, FIRST_FULL + stage));
-}

@@ -18,7 +18,7 @@ NA_WORD void take_seat(seat *s, int group, int item_place, int table_place)
     s->lane = thread & 31;
     s->row = (thread >> 5) * 16 + (s->lane >> 2);
     s->column = (s->lane & 3) * 2;
-    s->item = (const work_item *)(shared + item_place + group * NA_SM90_ITEM_WORDS * 4);
+    s->item = (const work_item *)(shared + item_place) + group;
     s->table = (cell *)(shared + table_place) + group * (TABLE_WORDS + BIAS_WORDS);
 }
 
@@ -39,18 +39,11 @@ NA_WORD uint32_t repeat(uint32_t word, int width, int times)
     return word * ones;
 }
 
-/* A word of the mask table: for a resident's place along one axis and a tile's place along it,
- * which visitors the resident has. Bits are rows of NA_TILE_2 tokens; for axis 2 tokens of a row.
- */
-NA_WORD uint32_t table_word(const na_sm90_walk *p, const work_item *t, int a, int resident,
-                            int position)
+/* A word of the mask table: for a resident's visitors along one axis and a tile's place along it,
+ * which of these are in the tile. Bits are rows of NA_TILE_2 tokens; for axis 2 tokens of a row. */
+NA_WORD uint32_t table_word(const edge *edges, int a, int position)
 {
-    const na_sm90_axis *axis = &p->axis[a];
-    if (resident >= t->end[a])
-        return 0;
-    na_window window = visitors_at(axis, t->residue[a], resident);
-    int start = visitors_at(axis, t->residue[a], t->first[a]).first + position * tile(a);
-    int from = window.first - start, to = from + window.count;
+    int from = edges[0] - position * tile(a), to = edges[1] - position * tile(a);
     if (a == 0)
         return range(from * NA_TILE_1, to * NA_TILE_1, NA_TILE_0 * NA_TILE_1);
     if (a == 1)
@@ -60,7 +53,7 @@ NA_WORD uint32_t table_word(const na_sm90_walk *p, const work_item *t, int a, in
 
 /* All lanes go round equally often: the compiler does not bring those back together that leave a
  * loop before others, where a barrier follows; and a product of part of a warp is nonsense. */
-NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t, int thread)
+NA_WORD void fill_table(const seat *s, const order *o, int thread)
 {
     uint32_t begin = (uint32_t)thread;
     if (NA_ADDS && TABLE_WORDS) /* no register is free for what follows from the number */
@@ -70,16 +63,11 @@ NA_WORD void fill_table(const na_sm90_walk *p, const seat *s, const work_item *t
         int e = before + (int)begin;
         if (e >= TABLE_WORDS)
             continue;
-        int place = e / (NA_POSITIONS + !NA_POSITIONS),
-            position = e % (NA_POSITIONS + !NA_POSITIONS);
-        int a = place < NA_SUB_0 ? 0 : place < NA_SUB_0 + NA_SUB_1 ? 1 : 2;
-        place -= a == 0 ? 0 : a == 1 ? NA_SUB_0 : NA_SUB_0 + NA_SUB_1;
-        int resident = t->first[a] + offset(a, s->group) + place;
-        s->table[e] = (cell)table_word(p, t, a, resident, position);
+        int row = e / (NA_POSITIONS + !NA_POSITIONS), position = e % (NA_POSITIONS + !NA_POSITIONS);
+        s->table[e] = (cell)table_word(o->edges[s->group][row], axis_of_row(row), position);
     }
     if (NA_BIAS && NA_POSITIONS && thread < 3)
-        s->table[TABLE_WORDS + thread] =
-            (uint32_t)visitors_at(&p->axis[thread], t->residue[thread], t->first[thread]).first;
+        s->table[TABLE_WORDS + thread] = (cell)o->start[thread];
 }
 
 /* Where row `row` of the warpgroup lies along an axis, from the warpgroup's first resident. */
@@ -91,15 +79,24 @@ NA_WORD int place_of(int row, int axis)
                        : token / (NA_SUB_2 * NA_SUB_1);
 }
 
-/* The item that comes with a note: a warpgroup keeps a copy, and makes its table. */
-NA_WORD void take_item(const na_sm90_walk *p, seat *s, const int *note)
+/* Takes order number `number`: a warpgroup keeps a copy of the item, and makes its table. 0: there
+ * is no more work. */
+NA_WORD int take_item(seat *s, uint32_t base, int number)
 {
-    int thread = na_thread() & 127;
+    const int words = (int)(sizeof(work_item) / sizeof(int)), thread = na_thread() & 127;
+    /* Orders lie before the items: where d_query is added up no register is free for the address of
+     * shared memory. */
+    const order *o = (const order *)(s->item - s->group) - NA_ORDERS + number % NA_ORDERS;
+    wait_for_order(base, number);
+    if (na_uniform(o->item.batch) < 0)
+        return 0;
     na_group_barrier(1 + s->group); /* nobody is at the item before any more */
-    if (thread < NA_SM90_ITEM_WORDS)
-        ((int *)s->item)[thread] = note[NOTE_ITEM + thread];
-    fill_table(p, s, (const work_item *)(note + NOTE_ITEM), thread);
+    if (thread < words)
+        ((int *)s->item)[thread] = ((const int *)&o->item)[thread];
+    fill_table(s, o, thread);
     na_group_barrier(1 + s->group);
+    give_order(base, number, thread == 0);
+    return 1;
 }
 
 /* Whether the row is one of a resident that is there, and that's token, as the map counts. */

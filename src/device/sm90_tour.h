@@ -4,8 +4,7 @@
  * Parameters: those of sm90_items.h; NA_ARGUMENTS, the kernel's; NA_EXTRA, there are additional
  * tokens. Given before: producer, with `item`, and `visit`, which head of queries visits; and
  *   start_producer, start_item, end_item
- *   put_tile(p, s, note, at, extra, is_first): loads a tile, whose note is written with it
- *   put_end(s): writes a note that says END */
+ *   put_tile(p, s, note, at, extra, is_first): loads a tile, whose note is written with it */
 NA_WORD int kind_along(const span spans[3][NA_GROUPS], int axis, int first)
 {
     int kind = 0;
@@ -36,18 +35,18 @@ NA_WORD void put_extra(const NA_ARGUMENTS *p, producer *s)
 }
 
 /* Where tiles begin along each axis, and how many there are. */
-NA_WORD void find_tiles(const NA_ARGUMENTS *p, const work_item *t, span spans[3][NA_GROUPS],
-                        int *start, int *tiles)
+NA_WORD void find_tiles(const order *o, const work_item *t, span spans[3][NA_GROUPS], int *start,
+                        int *tiles)
 {
 #pragma unroll
     for (int a = 0; a < 3; a++) {
         int end = 0;
 #pragma unroll
         for (int g = 0; g < NA_GROUPS; g++) {
-            spans[a][g] = span_of(&p->walk.axis[a], t, a, g);
+            spans[a][g] = span_of(o, t, a, g);
             end = na_max(end, spans[a][g].end);
         }
-        start[a] = spans[a][0].first;
+        start[a] = o->start[a];
         tiles[a] = (end - start[a] + tile(a) - 1) / tile(a);
         if (NA_SIDE) /* keys may have no visitors; but there has to be a tile to end with */
             tiles[a] = na_max(tiles[a], 1);
@@ -85,12 +84,19 @@ NA_WORD void put_tiles(const NA_ARGUMENTS *p, producer *s, const span spans[3][N
     }
 }
 
-NA_WORD void produce_item(const NA_ARGUMENTS *p, producer *s)
+/* Follows order number `number`. 0: there is no more work. */
+NA_WORD int produce_item(const NA_ARGUMENTS *p, producer *s, int number)
 {
     span spans[3][NA_GROUPS];
     int start[3], tiles[3];
+    const order *o = order_of(number);
+    wait_for_order(s->base, number);
+    s->item = o->item;
+    if (s->item.batch < 0)
+        return 0;
+    find_tiles(o, &s->item, spans, start, tiles);
+    give_order(s->base, number, 1);
     start_item(s);
-    find_tiles(p, &s->item, spans, start, tiles);
 #if NA_SIDE
 #pragma unroll 1
     for (s->visit = 0; s->visit < p->walk.share; s->visit++)
@@ -101,19 +107,14 @@ NA_WORD void produce_item(const NA_ARGUMENTS *p, producer *s)
     if (NA_EXTRA)
         put_extra(p, s);
     end_item(p, s);
+    return 1;
 }
 
 NA_WORD void produce(const NA_ARGUMENTS *p, uint32_t base)
 {
-    const na_sm90_walk *walk = &p->walk;
     producer s;
-    int w = (int)na_block();
+    int number = 0;
     start_producer(&s, base);
-    while ((w = na_uniform_alone(w)) < walk->items) {
-        int following = walk->counter ? na_count_up(walk->counter) + (int)na_blocks() : walk->items;
-        if (find_item(walk, w, &s.item))
-            produce_item(p, &s);
-        w = following;
-    }
-    put_end(&s);
+    while (produce_item(p, &s, number))
+        number++;
 }

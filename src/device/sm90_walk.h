@@ -13,8 +13,8 @@
 enum {
     NA_SM90_ROWS = 64,       /* of the tile of residents that a warpgroup works on */
     NA_SM90_COLUMNS = 64,    /* of a piece of a tile: 128 bytes, as wide as boxes get */
-    NA_SM90_NOTE_BYTES = 64, /* what the producer writes about a tile of visitors */
-    NA_SM90_ITEM_WORDS = 12  /* of a note, and of a warpgroup's own copy */
+    NA_SM90_NOTE_BYTES = 16, /* what the producer writes about a tile of visitors */
+    NA_SM90_ITEM_WORDS = 12  /* of an order, and of a warpgroup's own copy */
 };
 
 typedef struct na_sm90_axis {
@@ -46,6 +46,14 @@ typedef struct na_sm90_bias {
 #define NA_SM90_BIAS_WORDS(positions, entries, visitors)                                           \
     (((positions) ? 3 : 0) + ((entries) > 0 ? (entries) : 0) +                                     \
      ((entries) ? NA_SM90_ROWS * ((visitors) + 1) : 0))
+
+/* Bytes of an order (sm90_scout.h): a work item, where tiles begin, and both ends of the visitors
+ * of each resident along each axis; where there are no mask tables to be made, of the first and the
+ * last one. `rows`: the sizes of a warpgroup's box of residents along all axes, added up. */
+NA_INLINE int na_sm90_order_bytes(int groups, int rows, int positions)
+{
+    return (NA_SM90_ITEM_WORDS + 3) * 4 + 2 * groups * (positions ? 2 * rows : 4 * 4);
+}
 
 /* Bytes of so many tokens' channels in shared memory. */
 NA_INLINE int na_sm90_bytes(int tokens, int channels)

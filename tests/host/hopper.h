@@ -392,7 +392,6 @@ NA_WORD uint32_t na_exchange_bits(uint32_t value, int mask)
 }
 
 NA_WORD int na_uniform(int value) { return na_shuffle_int(value, 0); }
-NA_WORD int na_uniform_alone(int value) { return value; }
 
 NA_WORD void na_load_8_bytes(const float *from, float *to)
 {

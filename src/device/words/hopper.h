@@ -201,9 +201,8 @@ NA_WORD uint32_t na_exchange_bits(uint32_t value, int mask)
     return __shfl_xor_sync(~0u, value, mask);
 }
 
-/* Tells the compiler that all lanes of the warp, or the one that is at work, hold this value. */
+/* Tells the compiler that all lanes of the warp hold this value. */
 NA_WORD int na_uniform(int value) { return __shfl_sync(~0u, value, 0); }
-NA_WORD int na_uniform_alone(int value) { return __shfl_sync(1u, value, 0); }
 
 /* Two numbers from an address that is a multiple of 8. */
 NA_WORD void na_load_8_bytes(const float *from, float *to)
