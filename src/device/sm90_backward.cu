@@ -454,6 +454,8 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
             produce(&p, base);
         else if (na_thread() >> 5 == 1)
             scout(&p, base);
+        else if (na_thread() == 64)
+            load_all_residents(&p, base);
     } else {
         NA_REGISTERS_MORE(240);
         consume(&p, base, warpgroup - 1);

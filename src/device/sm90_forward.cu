@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * The forward op on Hopper. A block is one warpgroup that looks ahead and loads (a warp and a
- * single thread of it do) and NA_GROUPS that compute, each for 64 rows: a box of queries times
- * NA_PACK heads that share their keys. The boxes lie side by side along axis NA_STACK. Blocks take
- * work items, one after the other, from a counter; for each item tiles of keys and values stream
- * through shared memory, beginning where the union of the windows begins. The producer tells with
- * each tile which warpgroups can leave it out, which need one half of it only, and which must mask
- * it.
+ * The forward op on Hopper. A block is one warpgroup that looks ahead (a warp of it) and loads (two
+ * threads), and NA_GROUPS that compute, each for 64 rows: a box of queries times NA_PACK heads that
+ * share their keys. The boxes lie side by side along axis NA_STACK. Blocks take work items, one
+ * after the other, from a counter; for each item tiles of keys and values stream through shared
+ * memory, beginning where the union of the windows begins. Each tile comes with a note about which
+ * warpgroups can leave it out, which need one half of it only, and which must mask it.
  *
  * Inside a warpgroup nothing overlaps; the warpgroups overlap each other. Tokens are counted in
  * places of their dilation group, unless said otherwise.
@@ -222,6 +221,8 @@ NA_KERNEL_ALONE(na_sm90_forward_kernel, na_sm90_forward, 128 * (NA_GROUPS + 1))
             produce(&p, base);
         else if (na_thread() >> 5 == 1)
             scout(&p, base);
+        else if (na_thread() == 64)
+            load_all_residents(&p, base);
     } else {
         NA_REGISTERS_MORE(NA_GROUPS == 3 ? 160 : 240);
         consume(&p, base, warpgroup - 1);

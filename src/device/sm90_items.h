@@ -34,7 +34,7 @@ enum {
     MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
     INNER = NA_TILE_0 > 1 ? 1 : 2,
     ARRIVALS = 4 * NA_GROUPS, /* of warps */
-    ORDER_TAKERS = NA_GROUPS + 1
+    ORDER_TAKERS = NA_GROUPS + 2
 };
 
 /* What a note says about a tile; the first five are shifted left by a warpgroup's number. */

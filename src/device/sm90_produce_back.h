@@ -1,30 +1,23 @@
 /* SPDX-License-Identifier: MIT
- * The thread of sm90_backward.cu that loads. */
+ * The threads of sm90_backward.cu that load. */
 typedef struct producer {
     uint32_t base;
     ring stage;
-    uint32_t resident_phase;
     int visit;
     work_item item;
 } producer;
 
-NA_WORD void put_residents(const na_sm90_backward *p, producer *s)
+NA_WORD void load_residents(const na_sm90_backward *p, uint32_t base, const work_item *t, int group,
+                            const int *at, uint32_t phase)
 {
-    const work_item *t = &s->item;
-#pragma unroll 1
-    for (int g = 0; g < NA_GROUPS; g++) {
-        uint32_t full = gate(s->base, RESIDENT_FULL + g), to = s->base + resident_at(g, 0);
-        int at[3];
-        find_residents(&p->walk, t, g, at);
-        na_gate_wait(gate(s->base, RESIDENT_EMPTY + g), s->resident_phase ^ 1);
-        na_gate_arrive_expect(full, places().resident_bytes[0] + places().resident_bytes[1]);
-        load_pieces(to, full, places().resident_bytes[0], NA_SM90_ROWS * 128, &p->resident[0],
-                    t->head * NA_PACK, at, t->batch, p->walk.flat);
-        load_pieces(to + places().resident_bytes[0], full, places().resident_bytes[1],
-                    NA_SM90_ROWS * 128, &p->resident[1], t->head * NA_PACK, at, t->batch,
+    uint32_t full = gate(base, RESIDENT_FULL + group), to = base + resident_at(group, 0);
+    na_gate_wait(gate(base, RESIDENT_EMPTY + group), phase ^ 1);
+    na_gate_arrive_expect(full, places().resident_bytes[0] + places().resident_bytes[1]);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        load_pieces(to + i * places().resident_bytes[0], full, places().resident_bytes[i],
+                    NA_SM90_ROWS * 128, &p->resident[i], t->head * NA_PACK, at, t->batch,
                     p->walk.flat);
-    }
-    s->resident_phase ^= 1;
 }
 
 /* Where the tile's d_query is added. */
@@ -59,10 +52,9 @@ NA_WORD void put_visitors(const na_sm90_backward *p, producer *s, const int *at,
                 NA_VISITORS * 128, extra ? &p->extra[1] : &p->visitor[1], head, at, batch, flat);
 }
 
-/* Loads a tile of visitors, unless all warpgroups leave it out; after the first one of an item its
- * residents, as those of the item before may still be in use. */
+/* Loads a tile of visitors, unless all warpgroups leave it out. */
 NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, const int *at,
-                      int extra, int is_first)
+                      int extra)
 {
     const int nobody = SKIP * ((1 << NA_GROUPS) - 1);
     int stage = s->stage.stage, *to = note_of(stage);
@@ -80,8 +72,6 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
     } else {
         put_visitors(p, s, at, extra);
     }
-    if (is_first)
-        put_residents(p, s);
     next(&s->stage, NA_STAGES);
 }
 
@@ -89,8 +79,7 @@ NA_WORD void start_producer(producer *s, uint32_t base)
 {
     s->base = base;
     s->stage.stage = 0;
-    s->stage.phase = s->resident_phase = 0;
+    s->stage.phase = 0;
 }
 
-NA_WORD void start_item(producer *s) { s->visit = 0; }
 NA_WORD void end_item(const na_sm90_backward *p, producer *s) { (void)p, (void)s; }

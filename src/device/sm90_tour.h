@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: MIT
- * The loading thread's tour: for each work item, past all tiles of visitors.
+ * Loading: one thread goes past all tiles of visitors for each work item, another one loads the
+ * residents as soon as those before are no longer needed.
  *
  * Parameters: those of sm90_items.h; NA_ARGUMENTS, the kernel's; NA_EXTRA, there are additional
  * tokens. Given before: producer, with `item`, and `visit`, which head of queries visits; and
- *   start_producer, start_item, end_item
- *   put_tile(p, s, note, at, extra, is_first): loads a tile, whose note is written with it */
+ *   start_producer, end_item
+ *   load_residents(p, base, item, group, at, phase)
+ *   put_tile(p, s, note, at, extra): loads a tile, whose note is written with it */
 NA_WORD int kind_along(const span spans[3][NA_GROUPS], int axis, int first)
 {
     int kind = 0;
-#pragma unroll
+#pragma unroll 1
     for (int g = 0; g < NA_GROUPS; g++)
         kind |= classify(&spans[axis][g], first, tile(axis),
                          NA_HALF_VISITORS != 0 && axis == HALVES_AXIS)
@@ -30,18 +32,19 @@ NA_WORD void put_extra(const NA_ARGUMENTS *p, producer *s)
         int note[4] = {0, 0, na_min(left, NA_VISITORS), EXTRA | idle};
         if (left <= NA_VISITORS)
             note[NOTE_KIND] |= LAST;
-        put_tile(p, s, note, at, 1, 0);
+        put_tile(p, s, note, at, 1);
     }
 }
 
-/* Where tiles begin along each axis, and how many there are. */
+/* Where tiles begin along each axis, and how many there are. What is run once an item is fetched
+ * from far away, some ten cycles an instruction, so it is kept short. */
 NA_WORD void find_tiles(const order *o, const work_item *t, span spans[3][NA_GROUPS], int *start,
                         int *tiles)
 {
-#pragma unroll
+#pragma unroll 1
     for (int a = 0; a < 3; a++) {
         int end = 0;
-#pragma unroll
+#pragma unroll 1
         for (int g = 0; g < NA_GROUPS; g++) {
             spans[a][g] = span_of(o, t, a, g);
             end = na_max(end, spans[a][g].end);
@@ -55,7 +58,7 @@ NA_WORD void find_tiles(const order *o, const work_item *t, span spans[3][NA_GRO
 
 /* All tiles of visitors of one head. */
 NA_WORD void put_tiles(const NA_ARGUMENTS *p, producer *s, const span spans[3][NA_GROUPS],
-                       const int *start, const int *tiles, int is_first, int is_last)
+                       const int *start, const int *tiles, int is_last)
 {
     int j[3], note[4], at[3], kind[3];
 #pragma unroll 1
@@ -77,8 +80,7 @@ NA_WORD void put_tiles(const NA_ARGUMENTS *p, producer *s, const span spans[3][N
                     at[a] = first * axis->rule.dilation + s->item.residue[a] - axis->visitor_origin;
                 }
                 note[NOTE_KIND] = kind[2] | (last ? LAST : 0);
-                put_tile(p, s, note, at, 0, is_first);
-                is_first = 0;
+                put_tile(p, s, note, at, 0);
             }
         }
     }
@@ -96,13 +98,12 @@ NA_WORD int produce_item(const NA_ARGUMENTS *p, producer *s, int number)
         return 0;
     find_tiles(o, &s->item, spans, start, tiles);
     give_order(s->base, number, 1);
-    start_item(s);
 #if NA_SIDE
 #pragma unroll 1
     for (s->visit = 0; s->visit < p->walk.share; s->visit++)
-        put_tiles(p, s, spans, start, tiles, s->visit == 0, s->visit == p->walk.share - 1);
+        put_tiles(p, s, spans, start, tiles, s->visit == p->walk.share - 1);
 #else
-    put_tiles(p, s, spans, start, tiles, 1, !NA_EXTRA);
+    put_tiles(p, s, spans, start, tiles, !NA_EXTRA);
 #endif
     if (NA_EXTRA)
         put_extra(p, s);
@@ -117,4 +118,21 @@ NA_WORD void produce(const NA_ARGUMENTS *p, uint32_t base)
     start_producer(&s, base);
     while (produce_item(p, &s, number))
         number++;
+}
+
+NA_WORD void load_all_residents(const NA_ARGUMENTS *p, uint32_t base)
+{
+    for (int number = 0;; number++) {
+        wait_for_order(base, number);
+        work_item item = order_of(number)->item;
+        if (item.batch < 0)
+            break;
+        give_order(base, number, 1);
+#pragma unroll 1
+        for (int g = 0; g < NA_GROUPS; g++) {
+            int at[3];
+            find_residents(&p->walk, &item, g, at);
+            load_residents(p, base, &item, g, at, number & 1);
+        }
+    }
 }
