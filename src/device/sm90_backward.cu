@@ -450,9 +450,10 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
     na_barrier();
     if (warpgroup == 0) {
         NA_REGISTERS_LESS(24);
-        if (na_thread() == 0)
+        int warp = na_uniform(na_thread() >> 5);
+        if (warp == 0)
             produce(&p, base);
-        else if (na_thread() >> 5 == 1)
+        else if (warp == 1)
             scout(&p, base);
         else if (na_thread() == 64)
             load_all_residents(&p, base);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * The forward op on Hopper. A block is one warpgroup that looks ahead (a warp of it) and loads (two
- * threads), and NA_GROUPS that compute, each for 64 rows: a box of queries times NA_PACK heads that
- * share their keys. The boxes lie side by side along axis NA_STACK. Blocks take work items, one
- * after the other, from a counter; for each item tiles of keys and values stream through shared
+ * The forward op on Hopper. A block is one warpgroup that looks ahead (a warp of it) and loads
+ * (two more), and NA_GROUPS that compute, each for 64 rows: a box of queries times NA_PACK heads
+ * that share their keys. The boxes lie side by side along axis NA_STACK. Blocks take work items,
+ * one after the other, from a counter; for each item tiles of keys and values stream through shared
  * memory, beginning where the union of the windows begins. Each tile comes with a note about which
  * warpgroups can leave it out, which need one half of it only, and which must mask it.
  *
@@ -217,9 +217,10 @@ NA_KERNEL_ALONE(na_sm90_forward_kernel, na_sm90_forward, 128 * (NA_GROUPS + 1))
     na_barrier();
     if (warpgroup == 0) {
         NA_REGISTERS_LESS(NA_GROUPS == 3 ? 32 : 24);
-        if (na_thread() == 0)
+        int warp = na_uniform(na_thread() >> 5);
+        if (warp == 0)
             produce(&p, base);
-        else if (na_thread() >> 5 == 1)
+        else if (warp == 1)
             scout(&p, base);
         else if (na_thread() == 64)
             load_all_residents(&p, base);

@@ -2,6 +2,8 @@
  * The threads of sm90_forward.cu that load. */
 typedef struct producer {
     uint32_t base;
+    int lane;
+    watch watch;
     ring key, value;
     int visit;
     work_item item;
@@ -29,10 +31,11 @@ NA_WORD void put_values(const na_sm90_forward *p, producer *s)
 {
     int stage = s->value.stage, extra = s->later_extra;
     na_gate_wait(gate(s->base, VALUE_EMPTY + stage), s->value.phase ^ 1);
-    load_tile(s->base + places().value + stage * places().value_bytes,
-              gate(s->base, VALUE_FULL + stage), places().value_bytes, NA_VISITORS * 128,
-              extra ? &p->extra_value : &p->value, s->item.head / p->walk.share, s->later,
-              s->item.batch, p->walk.flat || extra);
+    if (s->lane == 0)
+        load_tile(s->base + places().value + stage * places().value_bytes,
+                  gate(s->base, VALUE_FULL + stage), places().value_bytes, NA_VISITORS * 128,
+                  extra ? &p->extra_value : &p->value, na_over(s->item.head, p->walk.share),
+                  s->later, s->item.batch, p->walk.flat || extra);
     next(&s->value, NA_VALUE_STAGES);
 }
 
@@ -42,12 +45,15 @@ NA_WORD void put_tile(const na_sm90_forward *p, producer *s, const int *note, co
 {
     int stage = s->key.stage, *to = note_of(stage);
     na_gate_wait(gate(s->base, KEY_EMPTY + stage), s->key.phase ^ 1);
+    if (s->lane == 0) {
 #pragma unroll
-    for (int i = 0; i < NOTE_WORDS; i++)
-        to[i] = note[i];
-    load_tile(s->base + places().key + stage * places().key_bytes, gate(s->base, KEY_FULL + stage),
-              places().key_bytes, NA_VISITORS * 128, extra ? &p->extra_key : &p->key,
-              s->item.head / p->walk.share, at, s->item.batch, p->walk.flat || extra);
+        for (int i = 0; i < NOTE_WORDS; i++)
+            to[i] = note[i];
+        load_tile(s->base + places().key + stage * places().key_bytes,
+                  gate(s->base, KEY_FULL + stage), places().key_bytes, NA_VISITORS * 128,
+                  extra ? &p->extra_key : &p->key, na_over(s->item.head, p->walk.share), at,
+                  s->item.batch, p->walk.flat || extra);
+    }
     if (s->is_later)
         put_values(p, s);
     s->is_later = 1;
@@ -64,9 +70,8 @@ NA_WORD void end_item(const na_sm90_forward *p, producer *s)
     s->is_later = 0;
 }
 
-NA_WORD void start_producer(producer *s, uint32_t base)
+NA_WORD void start_producer(producer *s)
 {
-    s->base = base;
     s->is_later = 0;
     s->key.stage = s->value.stage = 0;
     s->key.phase = s->value.phase = 0;

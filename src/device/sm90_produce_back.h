@@ -2,6 +2,8 @@
  * The threads of sm90_backward.cu that load. */
 typedef struct producer {
     uint32_t base;
+    int lane;
+    watch watch;
     ring stage;
     int visit;
     work_item item;
@@ -37,7 +39,8 @@ NA_WORD void put_target(const na_sm90_backward *p, const producer *s, const int 
 NA_WORD void put_visitors(const na_sm90_backward *p, producer *s, const int *at, int extra)
 {
     int stage = s->stage.stage, flat = p->walk.flat || extra, batch = s->item.batch;
-    int head = NA_SIDE ? s->item.head * p->walk.share + s->visit : s->item.head / p->walk.share;
+    int head =
+        NA_SIDE ? s->item.head * p->walk.share + s->visit : na_over(s->item.head, p->walk.share);
     uint32_t first_full = gate(s->base, FIRST_FULL + stage);
     uint32_t second_full = gate(s->base, SECOND_FULL + stage);
     uint32_t room = s->base + visitor_at(stage, 0);
@@ -59,25 +62,27 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
     const int nobody = SKIP * ((1 << NA_GROUPS) - 1);
     int stage = s->stage.stage, *to = note_of(stage);
     na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
+    if (s->lane == 0) {
 #pragma unroll
-    for (int i = 0; i < NOTE_WORDS; i++)
-        to[i] = note[i];
-    if (NA_BIAS && NA_SIDE)
-        to[NOTE_KIND] |= s->visit << VISIT;
-    if (NA_ADDS)
-        put_target(p, s, at, to + NOTE_TARGET);
-    if ((note[NOTE_KIND] & nobody) == nobody) {
-        na_gate_arrive(gate(s->base, FIRST_FULL + stage));
-        na_gate_arrive(gate(s->base, SECOND_FULL + stage));
-    } else {
-        put_visitors(p, s, at, extra);
+        for (int i = 0; i < NOTE_WORDS; i++)
+            to[i] = note[i];
+        if (NA_BIAS && NA_SIDE)
+            to[NOTE_KIND] |= s->visit << VISIT;
+        if (NA_ADDS)
+            put_target(p, s, at, to + NOTE_TARGET);
+        if ((note[NOTE_KIND] & nobody) == nobody) {
+            na_gate_arrive(gate(s->base, FIRST_FULL + stage));
+            na_gate_arrive(gate(s->base, SECOND_FULL + stage));
+        } else {
+            put_visitors(p, s, at, extra);
+        }
     }
     next(&s->stage, NA_STAGES);
 }
 
-NA_WORD void start_producer(producer *s, uint32_t base)
+NA_WORD void start_producer(producer *s)
 {
-    s->base = base;
+    s->visit = 0;
     s->stage.stage = 0;
     s->stage.phase = 0;
 }

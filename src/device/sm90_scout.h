@@ -112,6 +112,13 @@ NA_WORD void scout(const NA_ARGUMENTS *p, uint32_t base)
     na_gate_arrive_if(gate(base, ORDER_FULL + number % NA_ORDERS), lane == 0);
 }
 
+/* A lane's part of what is known of an item: the visitors of a warpgroup along an axis (3: none).
+ */
+typedef struct watch {
+    int axis, group;
+    span span;
+} watch;
+
 /* The visitors of a warpgroup's residents along an axis. */
 NA_WORD span span_of(const order *o, const work_item *t, int a, int group)
 {

@@ -381,6 +381,24 @@ NA_WORD int na_any(int condition)
     return any;
 }
 
+NA_WORD int na_any_bits(int bits)
+{
+    const int *all = na_host_warp("na_any_bits", &bits, sizeof bits);
+    int any = 0;
+    for (int i = 0; i < 32; i++)
+        any |= all[i];
+    return any;
+}
+
+NA_WORD int na_largest(int value)
+{
+    const int *all = na_host_warp("na_largest", &value, sizeof value);
+    int largest = value;
+    for (int i = 0; i < 32; i++)
+        largest = all[i] > largest ? all[i] : largest;
+    return largest;
+}
+
 NA_WORD float na_exchange(float value, int mask)
 {
     return na_shuffle_float(value, (na_host_thread() & 31) ^ mask);

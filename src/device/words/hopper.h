@@ -195,6 +195,19 @@ NA_WORD uint32_t na_bits(int first, int count)
 }
 
 NA_WORD int na_any(int condition) { return __any_sync(~0u, condition); }
+/* Over all lanes: bits that any of them has, the largest number. */
+NA_WORD int na_any_bits(int bits)
+{
+    int all;
+    asm volatile("redux.sync.or.b32 %0, %1, 0xffffffff;" : "=r"(all) : "r"(bits));
+    return all;
+}
+NA_WORD int na_largest(int value)
+{
+    int largest;
+    asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(largest) : "r"(value));
+    return largest;
+}
 NA_WORD float na_exchange(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 NA_WORD uint32_t na_exchange_bits(uint32_t value, int mask)
 {
