@@ -118,19 +118,13 @@ static int64_t macro_of(const na_special *special, const char *name)
 }
 
 /* At launch a thread of a Hopper block must have 65536 registers divided by their number, as the
- * loading warpgroup then gives most of its own away, and the others wait for them. It has too few
- * to walk over the tiles without spilling, which nobody waits for; so spills are bounded, not
- * forbidden. Where d_query is added up, the others' registers are nearly all in use: what is
- * allowed there is what the loading thread alone spills. */
+ * loading warpgroup then gives most of its own away, and the others wait for them. What its warps
+ * spill nobody waits for; so spills are bounded, not forbidden, by so little that a warpgroup which
+ * computes cannot spill much of a tile. */
 static void add_special(const na_special *special)
 {
     int64_t groups = macro_of(special, "NA_GROUPS");
-    /* Three warpgroups with 128 keys and 128 channels each have 160 registers, and need some 20
-     * words more in a loop of hundreds of instructions. Of what was tried on an H100 for long lines
-     * and large windows, these were the fastest nevertheless. */
-    int tight = groups == 3 && macro_of(special, "NA_VISITORS") == 128 &&
-                macro_of(special, "NA_VALUE_DIM") == 128;
-    long spills = macro_of(special, "NA_ADDS") ? 144 : tight ? 760 : 700;
+    const long spills = 144;
     if (groups)
         add(special, 65536 / (128 * (groups + 1)) / 8 * 8, spills, 1);
     else

@@ -33,8 +33,8 @@ enum {
     OUTER = NA_TILE_0 > 1 ? 2 : 0,
     MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
     INNER = NA_TILE_0 > 1 ? 1 : 2,
-    ARRIVALS = 4 * NA_GROUPS, /* of warps */
-    ORDER_TAKERS = NA_GROUPS + 2
+    ARRIVALS = 4 * NA_GROUPS,         /* of warps */
+    ORDER_TAKERS = NA_GROUPS + 32 + 1 /* all lanes of the loading warp */
 };
 
 /* What a note says about a tile; the first five are shifted left by a warpgroup's number. */
@@ -105,6 +105,7 @@ NA_WORD int find_item(const na_sm90_walk *p, int w, int lane, work_item *t)
     int first =
         na_over(before, dilation) + at % axis->tiles * sub(a) * (a == NA_STACK ? NA_GROUPS : 1);
     int end = na_over(before + axis->extent, dilation);
+    int there = !na_any(residue >= dilation || first >= end);
     if (lane < 3) {
         t->first[lane] = first;
         t->end[lane] = end;
@@ -117,7 +118,7 @@ NA_WORD int find_item(const na_sm90_walk *p, int w, int lane, work_item *t)
         t->number = NA_BIAS_ENTRIES ? number : 0;
 #endif
     }
-    return !na_any(residue >= dilation || first >= end);
+    return there;
 }
 
 /* The visitors of a resident, as places of its dilation group. */

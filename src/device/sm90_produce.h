@@ -30,7 +30,7 @@ NA_WORD void load_residents(const na_sm90_forward *p, uint32_t base, const work_
 NA_WORD void put_values(const na_sm90_forward *p, producer *s)
 {
     int stage = s->value.stage, extra = s->later_extra;
-    na_gate_wait(gate(s->base, VALUE_EMPTY + stage), s->value.phase ^ 1);
+    wait_for_room(gate(s->base, VALUE_EMPTY + stage), s->value.phase ^ 1);
     if (s->lane == 0)
         load_tile(s->base + places().value + stage * places().value_bytes,
                   gate(s->base, VALUE_FULL + stage), places().value_bytes, NA_VISITORS * 128,
@@ -44,7 +44,7 @@ NA_WORD void put_tile(const na_sm90_forward *p, producer *s, const int *note, co
                       int extra)
 {
     int stage = s->key.stage, *to = note_of(stage);
-    na_gate_wait(gate(s->base, KEY_EMPTY + stage), s->key.phase ^ 1);
+    wait_for_room(gate(s->base, KEY_EMPTY + stage), s->key.phase ^ 1);
     if (s->lane == 0) {
 #pragma unroll
         for (int i = 0; i < NOTE_WORDS; i++)

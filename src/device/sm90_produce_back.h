@@ -61,7 +61,7 @@ NA_WORD void put_tile(const na_sm90_backward *p, producer *s, const int *note, c
 {
     const int nobody = SKIP * ((1 << NA_GROUPS) - 1);
     int stage = s->stage.stage, *to = note_of(stage);
-    na_gate_wait(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
+    wait_for_room(gate(s->base, EMPTY + stage), s->stage.phase ^ 1);
     if (s->lane == 0) {
 #pragma unroll
         for (int i = 0; i < NOTE_WORDS; i++)

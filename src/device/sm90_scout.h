@@ -112,6 +112,14 @@ NA_WORD void scout(const NA_ARGUMENTS *p, uint32_t base)
     na_gate_arrive_if(gate(base, ORDER_FULL + number % NA_ORDERS), lane == 0);
 }
 
+/* For the whole loading warp. No lane goes on while another one still waits: once the first has
+ * loaded, the gate may turn twice, and who has not seen it by then waits for ever. */
+NA_WORD void wait_for_room(uint32_t empty, uint32_t phase)
+{
+    na_gate_wait(empty, phase);
+    na_warp_barrier();
+}
+
 /* A lane's part of what is known of an item: the visitors of a warpgroup along an axis (3: none).
  */
 typedef struct watch {

@@ -95,8 +95,7 @@ NA_WORD int produce_item(const NA_ARGUMENTS *p, producer *s, int number)
 #pragma unroll
     for (int a = 0; a < 3; a++)
         start[a] = o->start[a];
-    na_warp_barrier();
-    give_order(s->base, number, s->lane == 0);
+    give_order(s->base, number, 1);
 #if NA_SIDE
 #pragma unroll 1
     for (s->visit = 0; s->visit < p->walk.share; s->visit++)
