@@ -328,7 +328,8 @@ static void backward_task(backward_worker *w, int64_t next, int64_t end)
         backward_tile_run(w, i, last);
 }
 
-static void backward_band(backward_worker *w)
+/* worker_end: where the worker's tasks end; the next band's first keys are fetched ahead, too. */
+static void backward_band(backward_worker *w, int64_t worker_end)
 {
     const backward_run *run = w->run;
     const backward_state *s = run->state;
@@ -340,7 +341,7 @@ static void backward_band(backward_worker *w)
     const int64_t end = na_band_task(s->bands, w->unit, w->band + 1);
     for (int64_t task = na_band_task(s->bands, w->unit, w->band); task < end; task++) {
         w->work = na_work_at(g, task);
-        backward_task(w, task + 1, end);
+        backward_task(w, task + 1, worker_end);
     }
     backward_close(w);
 }
@@ -358,11 +359,13 @@ static void backward_work(void *context, int64_t worker)
     backward_zero_slots(&w, 0, s->g->additional_slot);
     const int64_t items = s->bands->units * s->bands->count;
     const int64_t end = items * (worker + 1) / run->workers;
+    const int64_t last = (end - 1) / s->bands->count;
+    const int64_t tasks = na_band_task(s->bands, last, (int32_t)((end - 1) % s->bands->count) + 1);
     for (int64_t item = items * worker / run->workers; item < end; item++) {
         w.unit = item / s->bands->count;
         w.band = (int32_t)(item % s->bands->count);
         w.first_band = na_band_first(s->bands, w.unit, w.band, run->workers);
-        backward_band(&w);
+        backward_band(&w, tasks);
     }
     vec_fence();
 }
