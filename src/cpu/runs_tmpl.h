@@ -91,7 +91,7 @@ static void pass_weights(const run_list *list, real *weight[])
 typedef struct scattering {
     const na_span *spans;
     int count;
-    int lanes;           /* that are queries */
+    int lane, lanes;     /* [lane, lanes) are queries */
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
     real *const *weight; /* of each row of the call: of the first span's first key */
@@ -134,7 +134,7 @@ static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scatt
 {
     const int64_t width = a->width, sum_step = a->sum_step;
     const span_run *const runs = a->runs, *const end = runs + a->run_count;
-    for (int l = 0; l < a->lanes; l++) {
+    for (int l = a->lane; l < a->lanes; l++) {
         vec grad[ROWS_MAX][CHANNELS_MAX];
         const real *weight[ROWS_MAX];
         UNROLL
@@ -174,6 +174,136 @@ static void (*const scatter_table[][CHANNELS_MAX + 1])(const scattering *) = {{0
 #undef ROWS
 };
 
+/* Two lanes at a time, where there are few channels: most keys that one sees the other sees, too,
+ * and their sums are loaded and stored once for both. */
+#if REGISTERS >= 32
+enum { TWO_VECTORS = 2, TWO_KEYS = 4 };
+
+typedef vec two_grads[2][ROWS_MAX][TWO_VECTORS];
+
+/* Adds rows [lo, hi) of lanes [first, end) of the two to the sums of keys [k, until), keys counted
+ * as the first lane does; the second one's weights are `apart` from those of the first. */
+static ALWAYS_INLINE void scatter_keys(const int lo, const int hi, const int vectors,
+                                       const int first, const int end, two_grads grad,
+                                       const real *const weight[], int64_t apart, real *sum,
+                                       int64_t step, int64_t width, int64_t k, int64_t until)
+{
+    for (sum += k * step; k < until; k++, sum += step) {
+        vec x[TWO_VECTORS];
+        UNROLL
+        for (int i = 0; i < vectors; i++)
+            x[i] = vec_load(sum + i * VL);
+        UNROLL
+        for (int j = first; j < end; j++) {
+            UNROLL
+            for (int r = lo; r < hi; r++) {
+                const vec p = vec_pin(vec_set1(weight[r][k * width + j * apart]));
+                UNROLL
+                for (int i = 0; i < vectors; i++)
+                    x[i] = vec_fma(p, grad[j][r][i], x[i]);
+            }
+        }
+        UNROLL
+        for (int i = 0; i < vectors; i++)
+            vec_store(sum + i * VL, x[i]);
+    }
+}
+
+/* The spans of a run; the second lane's keys begin `later` keys after the first one's. */
+static ALWAYS_INLINE void scatter_two_run(const int lo, const int hi, const int vectors,
+                                          two_grads grad, const real *weight[], real *sum,
+                                          const span_run *run, int64_t width, int64_t later)
+{
+    const int64_t step = run->step, keys = run->keys, apart = 1 - later * width;
+    const int64_t both = later < keys ? later : keys, alone = later < keys ? keys : later;
+    for (int s = 0; s < run->spans; s++) {
+        real *const to = sum + run->tokens[s];
+        scatter_keys(lo, hi, vectors, 0, 1, grad, weight, apart, to, step, width, 0, both);
+        scatter_keys(lo, hi, vectors, 0, 2, grad, weight, apart, to, step, width, both, keys);
+        scatter_keys(lo, hi, vectors, 1, 2, grad, weight, apart, to, step, width, alone,
+                     keys + later);
+        UNROLL
+        for (int r = lo; r < hi; r++)
+            weight[r] += keys * width;
+    }
+}
+
+static ALWAYS_INLINE void scatter_two(const int rows, const int vectors, const scattering *a)
+{
+    const int64_t width = a->width, sum_step = a->sum_step;
+    const span_run *const runs = a->runs, *const end = runs + a->run_count;
+    for (int l = a->lane; l + 2 <= a->lanes; l += 2) {
+        two_grads grad;
+        const real *weight[ROWS_MAX];
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            weight[r] = a->weight[r] + l;
+            UNROLL
+            for (int i = 0; i < vectors; i++) {
+                const real *at = a->grad + l * a->grad_lane + r * a->grad_row + i * VL;
+                grad[0][r][i] = vec_load(at);
+                grad[1][r][i] = vec_load(at + a->grad_lane);
+            }
+        }
+        for (const span_run *run = runs; run < end; run++) {
+            real *sum = a->sum + run->start[l] * sum_step;
+            const int later = run->start[l + 1] - run->start[l];
+            switch (run->rows) {
+#define ONE(lo, hi)                                                                                \
+    case lo * 8 + hi:                                                                              \
+        if (hi <= rows)                                                                            \
+            scatter_two_run(lo, hi, vectors, grad, weight, sum, run, width, later);                \
+        break;
+                ROW_RANGES(ONE)
+#undef ONE
+            }
+        }
+    }
+}
+
+#define ROWS(rows)                                                                                 \
+    static void scatter_two_##rows##_1(const scattering *a) { scatter_two(rows, 1, a); }           \
+    static void scatter_two_##rows##_2(const scattering *a) { scatter_two(rows, 2, a); }
+ROW_COUNTS(ROWS)
+#undef ROWS
+
+static void (*const scatter_two_table[][TWO_VECTORS + 1])(const scattering *) = {{0},
+#define ROWS(r) {0, scatter_two_##r##_1, scatter_two_##r##_2},
+                                                                                 ROW_COUNTS(ROWS)
+#undef ROWS
+};
+#else
+enum { TWO_VECTORS = 0, TWO_KEYS = 0 };
+#endif
+
+/* Whether two lanes at a time pay: of longer runs the ends cost less than what keys that only one
+ * lane sees do. */
+static int scatter_in_twos(const scattering *a, int vectors)
+{
+    int all = vectors <= TWO_VECTORS && a->weight_lane == 1;
+    for (const na_span *s = a->spans; s < a->spans + a->count && all; s++)
+        all = s->step == 1 && s->len <= TWO_KEYS && !s->limit;
+    return all;
+}
+
+/* Rows [row, row + count) of some spans, two lanes at a time; returns the lanes done. */
+static int scatter_twos(const scattering *all, run_list *list, int row, int count, int vectors,
+                        real *const *weight)
+{
+#if REGISTERS >= 32
+    scattering a = *all;
+    make_runs(list, all->spans, all->count, row, count, all->width, all->sum_step, 1);
+    a.runs = list->run;
+    a.run_count = list->count;
+    a.weight = weight + row;
+    a.grad += row * a.grad_row;
+    scatter_two_table[count][vectors](&a);
+    return all->lanes / 2 * 2;
+#else
+    return (void)all, (void)list, (void)row, (void)count, (void)vectors, (void)weight, 0;
+#endif
+}
+
 /* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
 static void scatter_spans(const scattering *all, int rows, int depth)
 {
@@ -185,11 +315,18 @@ static void scatter_spans(const scattering *all, int rows, int depth)
     for (int from = 0, done = 0; from < all->count; from += done)
         for (int row = 0; row < rows; row += SCATTER_ROWS) {
             const int count = rows - row < SCATTER_ROWS ? rows - row : SCATTER_ROWS;
-            done = make_runs(&list, all->spans + from, all->count - from, row, count, all->width,
-                             all->sum_step, 0);
-            for (int i = 0; i < vectors; i += CHANNELS_MAX) {
+            scattering rest = *all;
+            rest.spans += from;
+            rest.count -= from;
+            if (rest.count > RUNS_MAX)
+                rest.count = RUNS_MAX;
+            if (scatter_in_twos(&rest, vectors))
+                rest.lane = scatter_twos(&rest, &list, row, count, vectors, weight);
+            done = rest.count;
+            make_runs(&list, rest.spans, rest.count, row, count, all->width, all->sum_step, 0);
+            for (int i = 0; i < vectors && rest.lane < rest.lanes; i += CHANNELS_MAX) {
                 const int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
-                scattering a = *all;
+                scattering a = rest;
                 a.runs = list.run;
                 a.run_count = list.count;
                 a.weight = weight + row;
