@@ -3,7 +3,7 @@
  * heads' tokens in between are nothing that processors foresee by themselves.
  * Parameters: none. */
 
-enum { AHEAD_RUNS = 64 };
+enum { AHEAD_RUNS = 128 };
 
 /* Pieces of so many bytes, `step` bytes apart. */
 typedef struct ahead_run {

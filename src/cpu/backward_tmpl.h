@@ -119,6 +119,23 @@ static real *backward_cell(const backward_worker *w, const backward_sink *sink, 
     return place < 0 ? NULL : sink->own + (w->unit * bands->own + place) * bands->cell * sink->step;
 }
 
+/* Whether a slot's sums are added to what stands in a cell. */
+static int backward_adds(const backward_worker *w, int64_t cell)
+{
+    const na_bands *bands = w->run->state->bands;
+    /* What an earlier band has summed up stays. */
+    const int later = bands->place && bands->place[w->band * bands->cells + cell] >= 0 &&
+                      na_band_place(bands, w->band, cell, w->first_band) == -1;
+    return w->seen[cell] || later;
+}
+
+/* The number of the cell of a slot's key row that holds key x. */
+static int64_t backward_cell_number(const backward_state *s, const backward_held *held, int x)
+{
+    const int64_t row = held->z * s->g->axis[1].key_extent + held->y;
+    return row * s->bands->row_cells + x / s->bands->cell;
+}
+
 /* Takes the sums of a slot's keys [from, to) to their cell. */
 static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int to)
 {
@@ -127,12 +144,8 @@ static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int 
     const backward_held *held = &w->held[slot];
     const int64_t begin = from / bands->cell * bands->cell, extent = s->g->axis[2].key_extent;
     const int64_t end = begin + bands->cell < extent ? begin + bands->cell : extent;
-    const int64_t row = held->z * s->g->axis[1].key_extent + held->y;
-    const int64_t number = row * bands->row_cells + begin / bands->cell;
-    /* What an earlier band has summed up stays. */
-    const int later = bands->place && bands->place[w->band * bands->cells + number] >= 0 &&
-                      na_band_place(bands, w->band, number, w->first_band) == -1;
-    const int add = w->seen[number] || later;
+    const int64_t number = backward_cell_number(s, held, from);
+    const int add = backward_adds(w, number);
     for (int i = 0; i < 2; i++) {
         const backward_sink *sink = &w->run->sink[i];
         if (!sink->wanted)
@@ -290,13 +303,36 @@ static void backward_close(backward_worker *w)
     }
 }
 
+/* Has what a slot's sums will be added to fetched. */
+static void backward_look_back(backward_worker *w, int64_t slot)
+{
+    const backward_held *held = &w->held[slot];
+    if (!held->dirty)
+        return;
+    /* Of several cells, the first one only. */
+    const int x = held->part->first, cell = w->run->state->bands->cell, begin = x / cell * cell;
+    const int keys = na_min(held->part->width, begin + cell - x);
+    if (!backward_adds(w, backward_cell_number(w->run->state, held, x)))
+        return;
+    for (int i = 0; i < 2; i++) {
+        const backward_sink *sink = &w->run->sink[i];
+        if (!sink->wanted)
+            continue;
+        int64_t step;
+        const real *to =
+            backward_cell(w, sink, held->z, held->y, begin, &step) + (x - begin) * step;
+        ahead_add(&w->keys_ahead, (const char *)to, step * (int64_t)sizeof(real),
+                  sink->channels * (int64_t)sizeof(real), keys);
+    }
+}
+
 /* A na_pack that packs nothing: has what the next task will pack fetched during this one. */
 static void backward_look(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
 {
     backward_worker *w = context;
     const backward_run *run = w->run;
     const int64_t b = w->next.batch, h = w->next.kv_head, size = stored_size(run->key.dtype);
-    (void)slot;
+    backward_look_back(w, slot);
     ahead_add(&w->keys_ahead, tensor_at(&run->key, b, h, z, y, part->first), run->key.axis[2],
               run->state->depth * size, part->width);
     ahead_add(&w->keys_ahead, tensor_at(&run->value, b, h, z, y, part->first), run->value.axis[2],
