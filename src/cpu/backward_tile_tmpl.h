@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  * Fused backward of one tile. Weights p are computed again from the scores and the lse; with
  * delta = out . d_out - d_lse the gradient of a score is p (d_out . value - delta). Both stay in
- * the first-level cache for a block of spans, and are then used up: for the queries' gradient,
+ * the caches for a block of spans, and are then used up: for the queries' gradient,
  * summed in registers, and for those of keys and values, added to the sums beside the packed keys.
  * Parameters: the texts kernels.c includes before this one. */
 
-/* Bytes of weights and of gradients of scores in a block. */
-enum { BACKWARD_BLOCK = 24 << 10 };
+/* Bytes of weights and of gradients of scores in a block: of those in use, one of the two, the
+ * first-level cache has room for most. */
+enum { BACKWARD_BLOCK = 48 << 10 };
 
 typedef struct backward_state {
     na_geometry *g;

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT
  * Fused forward: out = softmax(scale * query . key + rpb) value, tile by tile. Scores of a tile
  * stay in the caches; softmax runs down the lanes (the largest score of a lane is a plain maximum),
- * and weights become probabilities in blocks that fit the first-level cache. Windows too large for
+ * and weights become probabilities in blocks of the first-level cache's size. Windows too large for
  * that are taken in chapters of spans, with sums rescaled in between. Parameters: the texts
  * kernels.c includes before this one. */
 
-/* Bytes of one tile's scores in a chapter, and of a block of weights between power and aggregate.
+/* Bytes of one tile's scores in a chapter, and of a block of weights between power and aggregate:
+ * wide vectors have so few keys in a block that storing its sums shows.
  */
-enum { CHAPTER_BYTES = 448 << 10, BLOCK_BYTES = 16 << 10 };
+enum { CHAPTER_BYTES = 448 << 10, BLOCK_BYTES = (VL * sizeof(real) >= 64 ? 32 : 16) << 10 };
 
 typedef struct forward_state {
     na_geometry *g;
