@@ -2,7 +2,7 @@
 """Steps of training, forward and backward, of whole models on a GPU: with natten, with the same
 attention by FlexAttention, and with dense attention; time and peak memory.
 
-    python3 bench/gpu_models.py [--only MODEL] [--rehearse] [OUT]
+    python3 bench/gpu_models.py [--only MODEL] [--by CONTENDER...] [--rehearse] [OUT]
 
 Needs torch with CUDA and the library built in build/. natten appears twice, without and with KV
 parallelism. All models are compiled, and take turns. Dense attention computes something else, of
@@ -200,12 +200,14 @@ def peak(contender: Contender) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def compare(model: str, device: str, small: bool) -> tuple[list[dict[str, object]], int]:
+def compare(
+    model: str, contenders: list[str], device: str, small: bool
+) -> tuple[list[dict[str, object]], int]:
     rows: dict[str, dict[str, object]] = {}
     able: dict[str, Contender] = {}
     expected: list[Tensor] = []
     wrong = 0
-    for by in CONTENDERS:
+    for by in contenders:
         row: dict[str, object] = {"model": model, "by": by}
         try:
             begin = time.monotonic()
@@ -239,6 +241,7 @@ def compare(model: str, device: str, small: bool) -> tuple[list[dict[str, object
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
+    parser.add_argument("--by", nargs="*", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("out", nargs="?", default=os.environ.get("OUT", "."))
     options = parser.parse_args()
@@ -253,7 +256,7 @@ def main() -> int:
         if not model.startswith(options.only):
             continue
         torch._dynamo.reset()
-        rows, wrong = compare(model, device, options.rehearse)
+        rows, wrong = compare(model, options.by, device, options.rehearse)
         failed += wrong
         for row in rows:
             print(

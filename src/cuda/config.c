@@ -131,7 +131,7 @@ static const line *line_of(planner *s, int a, int sub, int groups, int tile, int
 static double raw_rate(const na_sm90_config *c, int channels)
 {
     static const double by_visitors[][9] = {
-        [NA_SM90_FORWARD] = {0, 250, 400, 500, 560, 590, 635, 645, 675},
+        [NA_SM90_FORWARD] = {0, 250, 400, 500, 560, 590, 635, 640, 662},
         [NA_SM90_D_QUERY] = {0, 250, 420, 540, 640, 670, 700, 705, 705},
         [NA_SM90_D_KEY] = {0, 220, 400, 510, 610, 640, 650, 650, 650},
         [NA_SM90_D_ALL] = {0, 0, 0, 0, 560}};

@@ -66,13 +66,21 @@ static struct na_host_stored {
     uint32_t to[128], word[128];
 } na_host_stored[1024];
 
-/* A thread arrives for its warp. */
+/* How often threads have waited at gates. */
+static uint32_t na_host_waited[1024];
+
+/* A thread arrives for its warp. Who of them is still to look at a gate that this one has passed may
+ * wait for ever: from now on it can turn twice. */
 NA_WORD void na_gate_arrive(uint32_t gate)
 {
     na_host_gate *g = na_host_gate_at(gate);
-    for (int i = 0; i < 32; i++)
-        if (na_host_stored[(na_host_thread() & ~31) + i].count)
+    for (int i = na_host_thread() & ~31; i <= (na_host_thread() | 31); i++) {
+        if (na_host_stored[i].count)
             na_host_fault("arrives at gate %u, and what its warp stored has not come", gate);
+        if (na_host_waited[i] < na_host_waited[na_host_thread()] && !na_host_is_done(i))
+            na_host_fault("arrives at gate %u, and thread %d has not passed the one before", gate,
+                          i);
+    }
     if (!g->pending || g->pending > g->count)
         na_host_fault("arrives at gate %u, where nobody is expected", gate);
     g->pending--;
@@ -103,6 +111,7 @@ NA_WORD void na_gate_wait(uint32_t gate, uint32_t phase)
 {
     while (!na_gate_test(gate, phase))
         ;
+    na_host_waited[na_host_thread()]++;
 }
 
 /* ----------------------------------------------------------------------------------------------
