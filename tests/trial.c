@@ -256,8 +256,11 @@ static double roundoffs(const trial *t, natten_role role)
  * query a single key that matters. */
 static double weight_error(const trial *t)
 {
-    if (!t->kernel ||
-        (strncmp(t->kernel, "cuda-sm", 7) && strncmp(t->kernel, "cpu-avx512bf16", 14)))
+    static const char *const rounding[] = {"cuda-sm", "cpu-avx512bf16", "cpu-amx"};
+    int rounds = 0;
+    for (size_t i = 0; t->kernel && i < sizeof rounding / sizeof *rounding; i++)
+        rounds |= !strncmp(t->kernel, rounding[i], strlen(rounding[i]));
+    if (!rounds)
         return 0;
     return t->problem.dtype == NATTEN_BF16 ? 0x1p-8 : t->problem.dtype == NATTEN_F16 ? 0x1p-11 : 0;
 }

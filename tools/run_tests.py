@@ -87,6 +87,11 @@ CHECKS = [
     "--random 150",
 ]
 
+AMX_CHECKS = [
+    f"-k cpu-amx -o forward --with bf16 {what}"
+    for what in (f"{PROBLEMS}/edge.txt", f"{PROBLEMS}/full.txt", "--some 300")
+]
+
 
 def side_by_side(program: str, arguments: list[str]) -> list[str]:
     """A program with each of these arguments, two at a time, each one's output in one piece."""
@@ -158,6 +163,10 @@ def c_steps() -> list[Step]:
         Step("device texts on the host", unit_tests("build/release", "-L host -j2")),
         Step("device texts by NVRTC", device_texts()),
         Step("check problems", side_by_side(check, CHECKS)),
+        Step(
+            "check problems AMX",
+            side_by_side("build/release/tests/check_amx", AMX_CHECKS),
+        ),
         Step(
             "build asan",
             sanitized(

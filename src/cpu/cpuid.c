@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
 #include "cpu/cpuid.h"
 
 #include <stdio.h>
@@ -8,8 +11,12 @@
 
 #include <cpuid.h>
 #include <stdatomic.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8 };
+enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8, AMX = 16 };
 
 /* Register state that the system saves when it switches threads; without it the instructions trap.
  */
@@ -35,10 +42,22 @@ static int look(void)
         return KNOWN;
     if ((b & leaf7) != leaf7 || (state & avx512_state) != avx512_state)
         return KNOWN | AVX2;
-    const unsigned leaf7_1 = 1 << 5;
+    const unsigned amx_state = 3 << 17, leaf7_amx = 1 << 22 | 1 << 24, leaf7_1 = 1 << 5;
+    const int amx = (d & leaf7_amx) == leaf7_amx && (state & amx_state) == amx_state;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & leaf7_1))
         return KNOWN | AVX2 | AVX512;
-    return KNOWN | AVX2 | AVX512 | AVX512BF16;
+    return KNOWN | AVX2 | AVX512 | AVX512BF16 | (amx ? AMX : 0);
+}
+
+/* By itself a process has no room for tiles. The answer is the same for every thread. */
+static int ask_for_tiles(void)
+{
+#if defined(SYS_arch_prctl)
+    const int request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return 0;
+#endif
 }
 
 /* Looked up once; two threads that look at the same time find the same. */
@@ -56,6 +75,19 @@ static int features(void)
 int na_cpu_has_avx2(void) { return (features() & AVX2) != 0; }
 int na_cpu_has_avx512(void) { return (features() & AVX512) != 0; }
 int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
+int na_cpu_has_amx(void) { return (features() & AMX) != 0; }
+
+int na_cpu_allows_amx(void)
+{
+    enum { ALLOWED = 1, FORBIDDEN };
+    static atomic_int answer;
+    int known = atomic_load_explicit(&answer, memory_order_relaxed);
+    if (!known) {
+        known = ask_for_tiles() ? ALLOWED : FORBIDDEN;
+        atomic_store_explicit(&answer, known, memory_order_relaxed);
+    }
+    return known == ALLOWED;
+}
 
 void na_cpu_name(char *text, size_t size)
 {
@@ -76,6 +108,8 @@ void na_cpu_name(char *text, size_t size)
 int na_cpu_has_avx2(void) { return 0; }
 int na_cpu_has_avx512(void) { return 0; }
 int na_cpu_has_avx512bf16(void) { return 0; }
+int na_cpu_has_amx(void) { return 0; }
+int na_cpu_allows_amx(void) { return 0; }
 
 void na_cpu_name(char *text, size_t size)
 {

@@ -14,6 +14,13 @@ int na_cpu_has_avx512(void);
 /* AVX-512 BF16, and what na_cpu_has_avx512 says. */
 int na_cpu_has_avx512bf16(void);
 
+/* AMX for bfloat16, and what na_cpu_has_avx512bf16 says. */
+int na_cpu_has_amx(void);
+
+/* Asks the system for permission to use it: its registers are large, and saved for those processes
+ * only that have it. What came of it is remembered. */
+int na_cpu_allows_amx(void);
+
 /* Its name, cut to size bytes. */
 void na_cpu_name(char *text, size_t size);
 

@@ -17,6 +17,9 @@ extern const na_cpu_kernels na_cpu_avx512_f32, na_cpu_avx512_f64;
 #if defined(NATTEN_HAS_AVX512BF16)
 extern const na_cpu_kernels na_cpu_avx512bf16_f32; /* forward only, of bfloat16 */
 #endif
+#if defined(NATTEN_HAS_AMX)
+extern const na_cpu_kernels na_cpu_amx_bf16; /* likewise */
+#endif
 #elif defined(__aarch64__)
 extern const na_cpu_kernels na_cpu_neon_f32, na_cpu_neon_f64;
 #endif

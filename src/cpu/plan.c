@@ -92,6 +92,35 @@ natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
 
 #endif
 
+#if defined(NATTEN_HAS_AMX)
+
+natten_status na_cpu_amx_plan(natten_plan *plan)
+{
+    const natten_problem *p = &plan->problem;
+    if (p->dtype != NATTEN_BF16)
+        return na_refuse(plan, "only for bfloat16");
+    if (na_disabled("amx") || na_disabled("avx512"))
+        return na_refuse(plan, "AMX is switched off by NATTEN_DISABLE");
+    if (!na_cpu_has_amx())
+        return na_refuse(plan, "this processor has no AMX for bfloat16");
+    if (!na_cpu_allows_amx())
+        return na_refuse(plan, "this system does not let the process use AMX");
+    if (p->dropout > 0 || na_has(p, NATTEN_KEY_BIAS) || na_has(p, NATTEN_RPB))
+        return na_refuse(plan, "neither dropout nor a bias of any kind");
+    if (p->additional_tokens)
+        return na_refuse(plan, "no additional tokens");
+    return plan_with(plan, &na_cpu_amx_bf16, NULL);
+}
+
+#else
+
+natten_status na_cpu_amx_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "the compiler of this library did not know AMX");
+}
+
+#endif
+
 natten_status na_cpu_avx2_plan(natten_plan *plan)
 {
     if (na_disabled("avx2"))
@@ -111,6 +140,11 @@ natten_status na_cpu_avx512_plan(natten_plan *plan)
 natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
 {
     return na_refuse(plan, "AVX-512 is for x86-64 processors");
+}
+
+natten_status na_cpu_amx_plan(natten_plan *plan)
+{
+    return na_refuse(plan, "AMX is for x86-64 processors");
 }
 
 natten_status na_cpu_avx2_plan(natten_plan *plan)
