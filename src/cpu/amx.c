@@ -46,18 +46,18 @@ static size_t worker_layout(const amx_state *s, amx_worker *w, char *base)
     return at - (uintptr_t)base;
 }
 
-/* Does a box, the next one of which is in w->next or nowhere. */
-static void work_on_box(amx_worker *w)
+/* Does a box; `next`: which one follows in w->next. */
+enum { NONE, SAME_SECTION, OTHER_SECTION };
+
+static void work_on_box(amx_worker *w, int next)
 {
     const amx_state *s = w->run->state;
     const int chunks = (w->box.mask->blocks + CHUNK - 1) / CHUNK;
-    w->batch = w->box.head / w->run->kv_heads;
-    w->kv_head = w->box.head % w->run->kv_heads;
     pack_box(w);
     find_queries(w);
     ahead_clear(&w->ahead);
-    if (w->has_next)
-        look_ahead(w, (int64_t)s->group * chunks * NA_BOX);
+    if (next != NONE)
+        look_ahead(w, next == SAME_SECTION, (int64_t)s->group * chunks * NA_BOX);
     for (int head = 0; head < s->group; head++)
         attend(w, head);
 }
@@ -70,22 +70,16 @@ static void work(void *context, int64_t worker)
     amx_worker w = {.run = run};
     const int64_t tasks = s->strips * run->state->heads;
     const int64_t end = tasks * (worker + 1) / run->workers;
-    int64_t task = tasks * worker / run->workers;
     worker_layout(run->state, &w, run->scratch + (size_t)worker * run->state->worker_bytes);
     tile_begin();
-    for (int n = 0, more = task < end && na_box_at(s, task, n, &w.next); more;) {
-        w.box = w.next;
-        if (n == 0) {
-            w.packed = 0;
-            w.walk = (key_walk){0};
+    for (int64_t task = tasks * worker / run->workers; task < end; task++) {
+        na_box_at(s, task, 0, &w.box);
+        begin_section(&w);
+        for (int n = 1, next = SAME_SECTION; next == SAME_SECTION; n++, w.box = w.next) {
+            if (!na_box_at(s, task, n, &w.next))
+                next = task + 1 < end && na_box_at(s, task + 1, 0, &w.next) ? OTHER_SECTION : NONE;
+            work_on_box(&w, next);
         }
-        more = na_box_at(s, task, ++n, &w.next);
-        if (!more && ++task < end) {
-            n = 0;
-            more = na_box_at(s, task, n, &w.next);
-        }
-        w.has_next = more;
-        work_on_box(&w);
     }
     tile_end();
     vec_fence();

@@ -136,7 +136,8 @@ static void find_references(const amx_worker *w, softmax *m, int from, int to)
         a = vec_max(a, b);
         if (!vec_above(a, vec_set1(m->limit[q])))
             continue;
-        const float top = fmaxf(ceilf(vec_top(a) * scale), lowest);
+        float top = ceilf(vec_top(a) * scale);
+        top = top < lowest ? lowest : top;
         m->factor[q] = small_power(m->low[q] - top);
         m->low[q] = top;
         m->limit[q] = (top + slack) / scale;
@@ -153,7 +154,7 @@ static ALWAYS_INLINE void weigh_query(const amx_worker *w, softmax *m, int q, co
     const reference low = reference_of(vec_set1(m->low[q]));
     const float *score = scores_of(w, q);
     real *to = (real *)(void *)(w->score + q * SCORE_ROW);
-    vec rounded = vec_load(m->rounded[q]), total = vec_load(m->total[q]);
+    vec rounded = vec_load(m->rounded[q]), total = exact ? vec_load(m->total[q]) : vec_zero();
     for (int i = lo; i < hi; i++) {
         uint32_t both;
         memcpy(&both, kept + 2 * i, sizeof both);
@@ -171,7 +172,8 @@ static ALWAYS_INLINE void weigh_query(const amx_worker *w, softmax *m, int q, co
         vec_store(to + VL * i, (vec)weights);
     }
     vec_store(m->rounded[q], rounded);
-    vec_store(m->total[q], total);
+    if (exact)
+        vec_store(m->total[q], total);
 }
 
 static void weigh_chunk(amx_worker *w, softmax *m, int from, int to)
@@ -185,11 +187,6 @@ static void weigh_chunk(amx_worker *w, softmax *m, int from, int to)
         const keep *kept = mask_row(w, q) + 2 * from;
         real *const row = (real *)(void *)(w->score + q * SCORE_ROW);
         ahead_fetch(&w->ahead);
-        if (m->moved >> q & 1) {
-            const vec factor = vec_set1(m->factor[q]);
-            vec_store(m->rounded[q], vec_mul(vec_load(m->rounded[q]), factor));
-            vec_store(m->total[q], vec_mul(vec_load(m->total[q]), factor));
-        }
         for (int i = begin; i < na_min(lo, end); i++)
             vec_store(row + VL * i, vec_zero());
         if (w->run->lse.data)
@@ -202,14 +199,19 @@ static void weigh_chunk(amx_worker *w, softmax *m, int from, int to)
 }
 
 /* Brings the sums of chunks before down to the new references. */
-static void rescale_sums(const amx_worker *w, const softmax *m)
+static void rescale_sums(const amx_worker *w, softmax *m)
 {
     const amx_state *s = w->run->state;
-    for (int q = 0; q < NA_BOX; q++)
-        for (int c = 0; (m->moved >> q & 1) && c < s->padded_out; c += VL) {
-            real *at = w->sum + q * sum_row(s) + c;
-            vec_store(at, vec_mul(vec_load(at), vec_set1(m->factor[q])));
-        }
+    for (int q = 0; q < NA_BOX; q++) {
+        if (!(m->moved >> q & 1))
+            continue;
+        const vec factor = vec_set1(m->factor[q]);
+        real *sum = w->sum + q * sum_row(s);
+        for (int c = 0; c < s->padded_out; c += VL)
+            vec_store(sum + c, vec_mul(vec_load(sum + c), factor));
+        vec_store(m->rounded[q], vec_mul(vec_load(m->rounded[q]), factor));
+        vec_store(m->total[q], vec_mul(vec_load(m->total[q]), factor));
+    }
 }
 
 static ALWAYS_INLINE void aggregate_block(const char *value, int64_t step, const char *weight,
@@ -279,6 +281,7 @@ static void write_lse(const amx_worker *w, const softmax *m, int head, int half)
 {
     real total[VL] __attribute__((aligned(64))), lse[VL] __attribute__((aligned(64)));
     const int first = half * NA_HALF;
+    char *to = head_of(w, &w->run->lse, head);
     for (int q = 0; q < VL; q++)
         total[q] = vec_sum(vec_load(m->total[first + q]));
     vec_store(lse,
@@ -288,7 +291,7 @@ static void write_lse(const amx_worker *w, const softmax *m, int head, int half)
             continue;
         if (total[q] == 0)
             lse[q] = -INFINITY;
-        memcpy(query_at(w, &w->run->lse, head, first + q), &lse[q], sizeof lse[q]);
+        memcpy(to + w->lse_at[first + q], &lse[q], sizeof lse[q]);
     }
 }
 
@@ -296,13 +299,14 @@ static void write_results(const amx_worker *w, const softmax *m, int head)
 {
     const amx_run *run = w->run;
     const amx_state *s = run->state;
+    char *to = head_of(w, &run->out, head);
     for (int q = 0; q < NA_BOX; q++) {
         if (!(w->queries >> q & 1))
             continue;
         const float whole = vec_sum(vec_load(m->rounded[q]));
         const vec factor = vec_set1(whole == 0 ? 0 : 1 / whole);
         const real *sum = w->sum + q * sum_row(s);
-        uint16_t *out = (uint16_t *)(void *)query_at(w, &run->out, head, q);
+        uint16_t *out = (uint16_t *)(void *)(to + w->out_at[q]);
         for (int c = 0; c < s->channels; c += STEP) {
             const pairs result = pairs_unweave(vec_mul(vec_load(sum + c), factor),
                                                vec_mul(vec_load(sum + c + VL), factor));
@@ -327,9 +331,9 @@ static void attend(amx_worker *w, int head)
         const int to = na_min(from + CHUNK, blocks);
         score_chunk(w, from, to);
         find_references(w, &m, from, to);
-        weigh_chunk(w, &m, from, to);
         if (from)
             rescale_sums(w, &m);
+        weigh_chunk(w, &m, from, to);
         aggregate_chunk(w, from, to);
     }
     write_results(w, &m, head);

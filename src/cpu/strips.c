@@ -18,36 +18,52 @@ enum { ENOUGH = 32 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* What cutting an axis comes to, roughly. */
+/* Keys of a row of a strip, filled up to whole halves of blocks where that is cheap: all boxes then
+ * begin at the same place of a block, so that fewer have masks of their own. */
+static int64_t row_length(int64_t width)
+{
+    const int64_t whole = ceil_div(width, NA_HALF) * NA_HALF;
+    return whole * 100 < width * 115 ? whole : width;
+}
+
+/* What cutting an axis comes to, away from its borders. */
 typedef struct estimate {
-    double stretches, keys; /* their number, keys of each */
-    double all_keys;        /* that some query sees */
+    int64_t stretches;  /* their number */
+    int64_t keys, half; /* that a stretch sees, and half a stretch */
+    int64_t all;        /* that some query sees */
 } estimate;
 
 static estimate estimate_axis(const natten_axis *axis, int cut)
 {
     const int64_t residues = na_min((int)axis->dilation, (int)axis->query_extent);
     const int64_t queries = ceil_div(axis->query_extent, residues);
-    const int64_t tokens = ceil_div(axis->key_extent, axis->dilation);
-    const int64_t some = queries < cut ? queries : cut, keys = axis->window + some - 1;
-    const int64_t all = axis->window + queries - 1;
-    return (estimate){.stretches = (double)(residues * ceil_div(queries, cut)),
-                      .keys = (double)(keys < tokens ? keys : tokens),
-                      .all_keys = (double)(residues * (all < tokens ? all : tokens))};
+    const int64_t tokens = ceil_div(axis->key_extent, axis->dilation), more = axis->window - 1;
+    const int64_t some = queries < cut ? queries : cut;
+    estimate e = {residues * ceil_div(queries, cut), some + more, (some + 1) / 2 + more,
+                  queries + more};
+    e.keys = e.keys < tokens ? e.keys : tokens;
+    e.half = e.half < tokens ? e.half : tokens;
+    e.all = residues * (e.all < tokens ? e.all : tokens);
+    return e;
 }
 
-/* In units of a key of a box: some keys more are multiplied to fill blocks, and packing a key costs
- * about as much as 20 queries of it. */
-static double cost_of(const natten_problem *p, const int cut[3], int strip_axis)
+/* What a cut costs, in units of a key of a box. About half of it is products of the keys that half
+ * a box sees, the other half the softmax over those from a query's first key to its last one; some
+ * more are there to fill blocks. Packing a key costs as much as 25 queries of it, and a run of them
+ * as three keys. */
+static double cost_of(const na_strips *s, const natten_problem *p, const int cut[3])
 {
-    double boxes = 1, keys = 1, packed = 1;
-    for (int a = 0; a < 3; a++) {
-        const estimate e = estimate_axis(&p->axis[a], cut[a]);
-        boxes *= e.stretches;
-        keys *= e.keys;
-        packed *= a == strip_axis ? e.all_keys : e.stretches * e.keys;
-    }
-    return boxes * (keys + 24) + 0.6 * packed;
+    const int a = s->across[0], b = s->across[1];
+    const estimate e = estimate_axis(&p->axis[s->axis], cut[s->axis]);
+    const estimate e0 = estimate_axis(&p->axis[a], cut[a]);
+    const estimate e1 = estimate_axis(&p->axis[b], cut[b]);
+    const double strips = (double)(e0.stretches * e1.stretches);
+    const double length = (double)row_length(e0.keys * e1.keys);
+    const double line = (double)((p->axis[a].window - 1) * e1.keys + p->axis[b].window);
+    const double seen = (double)(p->axis[s->axis].window - 1) * length + line;
+    const double keys = (double)(cut[s->axis] > 1 ? e.half : e.keys) * length;
+    return strips * ((double)e.stretches * (0.5 * keys + 0.5 * seen + 24) +
+                     0.8 * (1 + 3 / (double)e1.keys) * (double)e.all * length);
 }
 
 static void choose_cut(na_strips *s, const natten_problem *p)
@@ -60,7 +76,7 @@ static void choose_cut(na_strips *s, const natten_problem *p)
     for (int z = 1; z <= NA_BOX; z *= 2)
         for (int y = 1; z * y <= NA_BOX; y *= 2) {
             const int cut[3] = {z, y, NA_BOX / (z * y)};
-            const double cost = cost_of(p, cut, s->axis);
+            const double cost = cost_of(s, p, cut);
             if (best > 0 && cost >= best)
                 continue;
             best = cost;
@@ -126,14 +142,6 @@ static int make_stretches(na_stretches *s, const natten_axis *axis)
     return s->at != NULL;
 }
 
-/* Keys of a row of a strip, filled up to whole halves of blocks where that is cheap: all boxes then
- * begin at the same place of a block, so that fewer have masks of their own. */
-static int row_length(int width)
-{
-    const int whole = (int)ceil_div(width, NA_HALF) * NA_HALF;
-    return whole * 100.0 < width * 115.0 ? whole : width;
-}
-
 static int most_of_kinds(const na_stretches *s)
 {
     int most = 0;
@@ -187,7 +195,7 @@ static void number_masks(na_strips *s, int kind0, int kind1, double *words)
     const na_stretches *axis = &s->axes[s->axis];
     const na_windows *w0 = &s->axes[s->across[0]].kind[kind0];
     const na_windows *w1 = &s->axes[s->across[1]].kind[kind1];
-    const int width = w0->keys * w1->keys, length = row_length(width);
+    const int width = w0->keys * w1->keys, length = (int)row_length(width);
     for (int i = 0; i < s->sections; i++)
         for (int t = s->section[i].begin; t < s->section[i].end; t++) {
             const na_stretch *stretch = &axis->at[t];
@@ -219,7 +227,7 @@ static void fill_query(const na_strips *s, na_mask *m, int q, const na_windows *
                        const int i[3], int shift)
 {
     const int t = s->axis, a = s->across[0], b = s->across[1];
-    const int width = w[a]->keys * w[b]->keys, length = row_length(width);
+    const int width = w[a]->keys * w[b]->keys, length = (int)row_length(width);
     uint16_t *words = s->words + m->words + (int64_t)q * m->blocks * 2;
     for (int row = 0; row < w[t]->count[i[t]]; row++)
         for (int line = 0; line < w[a]->count[i[a]]; line++) {
@@ -317,7 +325,7 @@ static int make(na_strips *s, const natten_problem *p, int64_t heads, int64_t ke
                           (double)most_of_kinds(&s->axes[s->across[1]]);
     if (2 * across * most_of_kinds(&s->axes[s->axis]) > most_keys)
         return NA_STRIPS_TOO_LARGE;
-    if (!make_sections(s, heads, key_bytes, row_length((int)across)))
+    if (!make_sections(s, heads, key_bytes, row_length((int64_t)across)))
         return NA_STRIPS_NO_MEMORY;
     s->strips = (int64_t)s->axes[s->across[0]].count * s->axes[s->across[1]].count * s->sections;
     s->useful =
@@ -366,7 +374,7 @@ int na_box_at(const na_strips *s, int64_t task, int n, na_box *box)
     box->axis[s->across[1]] = t1;
     box->across = t1->keys;
     box->width = t0->keys * t1->keys;
-    box->length = row_length(box->width);
+    box->length = (int)row_length(box->width);
     const int first = (t->key - box->section->key) / axis->dilation * box->length;
     const int shift = first % NA_HALF;
     box->start = first - shift;
