@@ -26,6 +26,9 @@ peak_width peak_of_kernel(const char *name)
 {
     if (strstr(name, "avx512bf16"))
         return PEAK_PAIRS;
+    /* AMX is compared with what it is taken instead of. */
+    if (strstr(name, "amx"))
+        return PEAK_AVX512;
     return strstr(name, "avx512") ? PEAK_AVX512 : strstr(name, "avx2") ? PEAK_AVX2 : PEAK_GENERIC;
 }
 

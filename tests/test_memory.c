@@ -189,30 +189,48 @@ static void test_cuda(const trial *t)
     device = NATTEN_CPU;
 }
 
+/* All kernels that take the problem, and the way front ends go. */
+static void test_op(const natten_problem *problem, int cuda)
+{
+    trial t;
+    const char *name;
+    natten_plan *first;
+    CHECK(trial_make(&t, problem, 3) == NULL);
+    if (natten_plan_create(problem, NULL, &first) == NATTEN_OK)
+        t.kernel = natten_plan_kernel(first); /* which decides about errors allowed */
+    natten_plan_destroy(first);
+    if (cuda)
+        test_cuda(&t);
+    else
+        test_kernel(&t, NULL);
+    for (size_t i = 0; !cuda && (name = natten_kernel_name(i)); i++) {
+        natten_plan *plan;
+        t.kernel = name;
+        if (natten_plan_create(problem, name, &plan) == NATTEN_OK)
+            test_kernel(&t, name);
+        natten_plan_destroy(plan);
+    }
+    trial_free(&t);
+}
+
 int main(int argc, char **argv)
 {
     const int cuda = argc > 1 && !strcmp(argv[1], "cuda");
     test_problem test;
-    const char *name;
+    natten_problem problem;
     unit_test("the problem");
     CHECK(problem_parse("b1h2d8_5x6_w3x3_lse_rpb_add2_kb_drop0.3", &test) == NULL);
     for (int op = 0; op < NATTEN_OPS; op++) {
-        natten_problem problem;
-        trial t;
         problem_of_op(&test, (natten_op)op, &problem);
         unit_test(op_name((natten_op)op));
-        CHECK(trial_make(&t, &problem, 3) == NULL);
-        if (cuda)
-            test_cuda(&t);
-        else
-            test_kernel(&t, NULL);
-        for (size_t i = 0; !cuda && (name = natten_kernel_name(i)); i++) {
-            natten_plan *plan;
-            if (natten_plan_create(&problem, name, &plan) == NATTEN_OK)
-                test_kernel(&t, name);
-            natten_plan_destroy(plan);
-        }
-        trial_free(&t);
+        test_op(&problem, cuda);
     }
+    if (cuda)
+        return unit_end("test_memory");
+    /* The kernels for bfloat16 take less. */
+    unit_test("forward in bfloat16");
+    CHECK(problem_parse("b1h2d8_5x6_w3x3_lse_bf16", &test) == NULL);
+    problem_of_op(&test, NATTEN_FORWARD, &problem);
+    test_op(&problem, 0);
     return unit_end("test_memory");
 }
