@@ -100,14 +100,14 @@ static int box_is_right(const natten_problem *p, const na_strips *s, const na_bo
     return right;
 }
 
-static int strips_are_right(const natten_problem *p, const char *text)
+static int strips_are_right(const natten_problem *p, const na_box_cut *cut, const char *text)
 {
     na_strips s;
     na_box box;
     const int64_t heads = 3, queries = p->axis[0].query_extent * p->axis[1].query_extent *
                                        p->axis[2].query_extent;
     unsigned char *seen = calloc((size_t)queries, 1);
-    int right = seen && na_strips_make(&s, p, heads, 128) == NA_STRIPS_MADE;
+    int right = seen && na_strips_make(&s, p, cut, heads, 128) == NA_STRIPS_MADE;
     if (!right)
         return 0;
     for (int64_t task = s.strips; task < 2 * s.strips; task++)
@@ -120,6 +120,17 @@ static int strips_are_right(const natten_problem *p, const char *text)
     na_strips_free(&s);
     free(seen);
     return right;
+}
+
+static void test_cuts(const char *text)
+{
+    natten_problem p;
+    na_box_cut cuts[NA_BOX_CUTS];
+    CHECK(make_problem(text, &p));
+    for (int i = 0, count = p.batch ? na_box_cuts(&p, cuts) : 0; i < count; i++) {
+        CHECK(i == 0 || cuts[i].cost >= cuts[i - 1].cost);
+        CHECK(strips_are_right(&p, &cuts[i], text));
+    }
 }
 
 static void test_strips(void)
@@ -140,26 +151,31 @@ static void test_strips(void)
                                         "b1h1d8_12x7x9_w3x2x3_d4x3x3",
                                         "b1h1d8_60_w20_q13+9_k50+0",
                                         "b1h1d8_30x40_w7x9_q8x6+5x30_k20x16+0x24"};
-    natten_problem p;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        CHECK(make_problem(texts[i], &p) && strips_are_right(&p, texts[i]));
+        test_cuts(texts[i]);
     uint64_t random = 5;
     for (int i = 0; i < 100; i++) {
         char text[256];
         problem_random(&random, text, sizeof text);
-        if (make_problem(text, &p) && p.batch)
-            CHECK(strips_are_right(&p, text));
+        natten_problem p;
+        if (make_problem(text, &p))
+            test_cuts(text);
     }
+}
+
+static int is_too_large(const char *text)
+{
+    natten_problem p;
+    na_strips s;
+    na_box_cut cuts[NA_BOX_CUTS];
+    return make_problem(text, &p) && na_box_cuts(&p, cuts) > 0 &&
+           na_strips_make(&s, &p, cuts, 1, 128) == NA_STRIPS_TOO_LARGE;
 }
 
 static void test_too_large(void)
 {
-    natten_problem p;
-    na_strips s;
-    CHECK(make_problem("b1h1d8_100000_w100000_c1", &p));
-    CHECK(na_strips_make(&s, &p, 1, 128) == NA_STRIPS_TOO_LARGE);
-    CHECK(make_problem("b1h1d8_4000x5000_w4000x5000", &p));
-    CHECK(na_strips_make(&s, &p, 1, 128) == NA_STRIPS_TOO_LARGE);
+    CHECK(is_too_large("b1h1d8_100000_w100000_c1"));
+    CHECK(is_too_large("b1h1d8_4000x5000_w4000x5000"));
 }
 
 /* What planning says of the kernel begins so. */
@@ -181,7 +197,8 @@ static int says(const char *problem_text, const char *words)
 
 static void test_refusals(void)
 {
-    CHECK(says("b1h1d32_20_w5_bf16", "taken: 50 % of the products of dense blocks count"));
+    CHECK(
+        says("b1h1d32_20_w5_bf16", "taken (choice 0 of 4: boxes of 1x1x32): 50 % of the products"));
     CHECK(says("b1h1d32_20_w5_f16", "only for bfloat16"));
     CHECK(says("b1h1d32_20_w5_drop0.5_bf16", "neither dropout nor a bias of any kind"));
     CHECK(says("b1h1d32_20_w5_kb_bf16", "neither dropout nor a bias of any kind"));

@@ -112,8 +112,8 @@ static void test_choices(void)
         "b1h2d8_700_w33_lse_add3",         "b1h6d8_17x18_w5x5_hk2_lse",
         "b1h1d8_6x9x18_w3x4x5_lse",        "b1h1d16_2x300_w1x91_s1x3_lse",
         "b1h2d8_13x14_w5x5_s2x3_lse_bf16", "b1h1d8_300_w120_lse_f64"};
-    static const char *const kernels[] = {"cpu-avx512bf16", "cpu-avx512-", "cpu-avx2", "cpu-neon",
-                                          "cpu-generic"};
+    static const char *const kernels[] = {"cpu-amx",  "cpu-avx512bf16", "cpu-avx512-",
+                                          "cpu-avx2", "cpu-neon",       "cpu-generic"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         for (int op = 0; op < NATTEN_OPS; op++) {
             trial t;
@@ -122,7 +122,7 @@ static void test_choices(void)
             for (size_t k = 0; k < sizeof kernels / sizeof *kernels; k++) {
                 t.kernel = kernels[k];
                 int64_t choices = try_choices(&t, kernels[k]);
-                CHECK(choices > 2 || k < 4);
+                CHECK(choices > 2 || k < 5);
             }
             trial_free(&t);
         }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cpu/choices.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
@@ -135,21 +136,53 @@ static void set_channels(amx_state *s, const natten_problem *p)
     s->padded_out = padded_to_tiles(s->channels);
 }
 
-/* Whether the tables that were made are worth it. */
-static natten_status judge(natten_plan *plan, amx_state *s)
+/* Makes the tables, if memory suffices. */
+static natten_status make_tables(natten_plan *plan, amx_state *s, const na_box_cut *cut)
 {
     amx_worker w;
+    const int made =
+        na_strips_make(&s->strips, &plan->problem, cut, s->heads, 2 * (s->padded + s->padded_out));
+    if (made == NA_STRIPS_NO_MEMORY)
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    if (made == NA_STRIPS_TOO_LARGE)
+        return na_refuse(plan, "tables too large");
+    s->worker_bytes = worker_layout(s, &w, NULL);
+    if (s->worker_bytes <= most_bytes)
+        return NATTEN_OK;
+    return na_refuse(plan, "a thread would need %zu MiB for packed keys", s->worker_bytes >> 20);
+}
+
+/* Whether dense blocks are worth it. That is a question to the first cut, so that the choice of
+ * another one is never another kernel's. */
+static natten_status judge(natten_plan *plan, const amx_state *s)
+{
     const double channels = (s->depth + s->channels) / (double)(s->padded + s->padded_out);
     const double useful = na_strips_useful(&s->strips) * channels;
-    s->worker_bytes = worker_layout(s, &w, NULL);
-    if (s->worker_bytes > most_bytes)
-        return na_refuse(plan, "a thread would need %zu MiB for packed keys",
-                         s->worker_bytes >> 20);
     if (useful < least_useful)
         return na_refuse(plan, "only %.0f %% of the products of dense blocks would count",
                          100 * useful);
     na_refuse(plan, "%.0f %% of the products of dense blocks count", 100 * useful);
     return NATTEN_OK;
+}
+
+static natten_status make_state(natten_plan *plan, amx_state *s)
+{
+    na_box_cut cuts[NA_BOX_CUTS];
+    const int count = na_box_cuts(&plan->problem, cuts);
+    set_channels(s, &plan->problem);
+    natten_status status = make_tables(plan, s, &cuts[0]);
+    if (status == NATTEN_OK)
+        status = judge(plan, s);
+    if (status != NATTEN_OK)
+        return status;
+    const int cut = na_choose_cut(plan, count);
+    if (cut) {
+        na_strips_free(&s->strips);
+        status = make_tables(plan, s, &cuts[cut]);
+    }
+    const int32_t *queries = cuts[cut].queries;
+    na_describe_choice(plan, "boxes of %dx%dx%d", queries[0], queries[1], queries[2]);
+    return status;
 }
 
 static natten_status plan_forward(natten_plan *plan)
@@ -160,12 +193,7 @@ static natten_status plan_forward(natten_plan *plan)
     amx_state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
-    set_channels(s, p);
-    const int made = na_strips_make(&s->strips, p, s->heads, 2 * (s->padded + s->padded_out));
-    natten_status status = made == NA_STRIPS_MADE ? judge(plan, s)
-                           : made == NA_STRIPS_TOO_LARGE
-                               ? na_refuse(plan, "tables too large")
-                               : na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    const natten_status status = make_state(plan, s);
     if (status != NATTEN_OK) {
         destroy(s);
         return status;

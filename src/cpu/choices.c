@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "cpu/choices.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
 enum { MOST_CUTS = 24 };
@@ -87,35 +88,46 @@ static double products_of(const natten_problem *p)
     return products;
 }
 
-static void describe(natten_plan *plan, const na_geometry *g)
+void na_describe_choice(natten_plan *plan, const char *format, ...)
 {
-    const char *how = g->across ? "across" : g->planes ? "upright over planes" : "upright";
-    int length = snprintf(plan->choice, sizeof plan->choice, "%d rows %s, parts of %d", g->cut.rows,
-                          how, g->cut.part);
+    va_list values;
+    va_start(values, format);
+    const int length = vsnprintf(plan->choice, sizeof plan->choice, format, values);
+    va_end(values);
     if (plan->most_workers)
         snprintf(plan->choice + length, sizeof plan->choice - (size_t)length,
                  ", at most %d thread%s", (int)plan->most_workers,
                  plan->most_workers > 1 ? "s" : "");
 }
 
+int na_choose_cut(natten_plan *plan, int cuts)
+{
+    const int64_t choice = plan->problem.choice;
+    const int few = products_of(&plan->problem) < few_products ? THREAD_COUNTS : 0;
+    plan->choices = cuts - 1 + few;
+    if (choice >= cuts && choice <= plan->choices)
+        plan->most_workers = thread_counts[choice - cuts];
+    return choice > 0 && choice < cuts ? (int)choice : 0;
+}
+
 na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int most)
 {
     const na_cut usual = {rows, NA_PART, -1, 1};
-    const int64_t choice = plan->problem.choice;
     na_geometry *g = na_geometry_make(&plan->problem, lanes, half, usual);
     list l = {.count = 0};
     if (!g)
         return NULL;
     make_list(&l, g, most);
-    const int few = products_of(&plan->problem) < few_products ? THREAD_COUNTS : 0;
-    plan->choices = l.count - 1 + few;
-    if (choice >= l.count && choice <= plan->choices)
-        plan->most_workers = thread_counts[choice - l.count];
-    if (choice > 0 && choice < l.count) {
+    const int cut = na_choose_cut(plan, l.count);
+    if (cut) {
         na_geometry_free(g);
-        g = na_geometry_make(&plan->problem, lanes, half, l.cut[choice]);
+        g = na_geometry_make(&plan->problem, lanes, half, l.cut[cut]);
     }
     if (g)
-        describe(plan, g);
+        na_describe_choice(plan, "%d rows %s, parts of %d", g->cut.rows,
+                           g->across   ? "across"
+                           : g->planes ? "upright over planes"
+                                       : "upright",
+                           g->cut.part);
     return g;
 }

@@ -12,4 +12,11 @@
  * reject: it gets the first. `most`: rows the kernel can do. NULL: no memory. */
 na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int most);
 
+/* The same for kernels with cuts of their own, best first: notes how many choices there are,
+ * threads included, and returns the number of the cut. */
+int na_choose_cut(natten_plan *plan, int cuts);
+
+/* Notes in the plan what its choice is: words for the cut, and threads. */
+NA_PRINTF(2, 3) void na_describe_choice(natten_plan *plan, const char *format, ...);
+
 #endif

@@ -51,7 +51,7 @@ static estimate estimate_axis(const natten_axis *axis, int cut)
  * a box sees, the other half the softmax over those from a query's first key to its last one; some
  * more are there to fill blocks. Packing a key costs as much as 25 queries of it, and a run of them
  * as three keys. */
-static double cost_of(const na_strips *s, const natten_problem *p, const int cut[3])
+static double cost_of(const na_strips *s, const natten_problem *p, const int32_t cut[3])
 {
     const int a = s->across[0], b = s->across[1];
     const estimate e = estimate_axis(&p->axis[s->axis], cut[s->axis]);
@@ -66,23 +66,43 @@ static double cost_of(const na_strips *s, const natten_problem *p, const int cut
                      0.8 * (1 + 3 / (double)e1.keys) * (double)e.all * length);
 }
 
-static void choose_cut(na_strips *s, const natten_problem *p)
+/* Strips run along the outermost axis that has more than one query. */
+static void choose_axis(na_strips *s, const natten_problem *p)
 {
-    double best = 0;
     while (s->axis < 2 && p->axis[s->axis].query_extent == 1)
         s->axis++;
     s->across[0] = s->axis == 0;
     s->across[1] = s->axis == 2 ? 1 : 2;
-    for (int z = 1; z <= NA_BOX; z *= 2)
-        for (int y = 1; z * y <= NA_BOX; y *= 2) {
-            const int cut[3] = {z, y, NA_BOX / (z * y)};
-            const double cost = cost_of(s, p, cut);
-            if (best > 0 && cost >= best)
-                continue;
-            best = cost;
-            for (int a = 0; a < 3; a++)
-                s->axes[a].cut = cut[a];
+}
+
+/* Puts a cut into the list, which is in order. */
+static void insert_cut(na_box_cut *cuts, int *count, na_box_cut cut)
+{
+    int i = na_min(*count, NA_BOX_CUTS - 1);
+    if (*count == NA_BOX_CUTS && cut.cost >= cuts[i].cost)
+        return;
+    for (; i > 0 && cuts[i - 1].cost > cut.cost; i--)
+        cuts[i] = cuts[i - 1];
+    cuts[i] = cut;
+    *count = na_min(*count + 1, NA_BOX_CUTS);
+}
+
+int na_box_cuts(const natten_problem *p, na_box_cut cuts[NA_BOX_CUTS])
+{
+    na_strips s = {0};
+    int count = 0;
+    choose_axis(&s, p);
+    /* Up to the first that takes all queries of an axis. */
+    for (int z = 1; z <= NA_BOX && (z == 1 || z / 2 < p->axis[0].query_extent); z *= 2)
+        for (int y = 1; z * y <= NA_BOX && (y == 1 || y / 2 < p->axis[1].query_extent); y *= 2) {
+            na_box_cut cut = {.queries = {z, y, NA_BOX / (z * y)}};
+            cut.cost = cost_of(&s, p, cut.queries);
+            insert_cut(cuts, &count, cut);
         }
+    /* Nothing far from the best is worth trying. */
+    while (cuts[count - 1].cost > 1.5 * cuts[0].cost)
+        count--;
+    return count;
 }
 
 /* Fills in the windows of a stretch, and what follows from them. */
@@ -315,9 +335,12 @@ static double pairs_of_axis(const na_stretches *s)
     return pairs;
 }
 
-static int make(na_strips *s, const natten_problem *p, int64_t heads, int64_t key_bytes)
+static int make(na_strips *s, const natten_problem *p, const na_box_cut *cut, int64_t heads,
+                int64_t key_bytes)
 {
-    choose_cut(s, p);
+    choose_axis(s, p);
+    for (int a = 0; a < 3; a++)
+        s->axes[a].cut = cut->queries[a];
     for (int a = 0; a < 3; a++)
         if (!make_stretches(&s->axes[a], &p->axis[a]))
             return NA_STRIPS_NO_MEMORY;
@@ -333,10 +356,11 @@ static int make(na_strips *s, const natten_problem *p, int64_t heads, int64_t ke
     return make_masks(s);
 }
 
-int na_strips_make(na_strips *s, const natten_problem *p, int64_t heads, int64_t key_bytes)
+int na_strips_make(na_strips *s, const natten_problem *p, const na_box_cut *cut, int64_t heads,
+                   int64_t key_bytes)
 {
     *s = (na_strips){0};
-    const int result = make(s, p, heads, key_bytes);
+    const int result = make(s, p, cut, heads, key_bytes);
     if (result != NA_STRIPS_MADE)
         na_strips_free(s);
     return result;

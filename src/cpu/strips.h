@@ -73,8 +73,20 @@ typedef struct na_strips {
 /* Why there are no tables. */
 enum { NA_STRIPS_MADE, NA_STRIPS_NO_MEMORY, NA_STRIPS_TOO_LARGE };
 
+/* Queries of a box on each axis: 32 in all. */
+typedef struct na_box_cut {
+    int32_t queries[3];
+    double cost; /* an estimate, to compare with others */
+} na_box_cut;
+
+enum { NA_BOX_CUTS = 6 };
+
+/* The cuts that seem best, best first; returns their number. */
+int na_box_cuts(const natten_problem *problem, na_box_cut cuts[NA_BOX_CUTS]);
+
 /* Makes the tables: so many heads are worked on, and a packed key takes so many bytes. */
-int na_strips_make(na_strips *s, const natten_problem *problem, int64_t heads, int64_t key_bytes);
+int na_strips_make(na_strips *s, const natten_problem *problem, const na_box_cut *cut,
+                   int64_t heads, int64_t key_bytes);
 void na_strips_free(na_strips *s);
 
 /* The share of products that count. */
