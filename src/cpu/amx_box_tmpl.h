@@ -145,13 +145,34 @@ static void find_references(const amx_worker *w, softmax *m, int from, int to)
     }
 }
 
+/* What weights of a query's scores need to know. */
+typedef struct weigher {
+    vec scale, shift;
+    vec low; /* scores (before the scale) whose weights are 0 */
+} weigher;
+
+static ALWAYS_INLINE weigher weigher_of(float scale, float reference)
+{
+    const float low = (reference + smallest_power) / scale;
+    /* Not minus infinity, so that a score which is has a weight of 0. */
+    return (weigher){vec_set1(scale), vec_set1(magic - reference),
+                     vec_set1(low < lowest ? lowest : low)};
+}
+
+/* As power(), with the scale in the same multiply-adds: 2 to 13 % of all. */
+static ALWAYS_INLINE vec weight_of(const weigher *w, keep kept, vec score)
+{
+    const vec shifted = vec_fma(score, w->scale, w->shift);
+    const vec f = vec_fma(score, w->scale, vec_sub(w->shift, shifted));
+    return vec_scale2_kept(kept, power_of_fraction(f), shifted, score, w->low);
+}
+
 /* Scores of a query to weights, in place: blocks [lo, hi) of those it sees, counted in the chunk.
  */
 static ALWAYS_INLINE void weigh_query(const amx_worker *w, softmax *m, int q, const keep *kept,
                                       int lo, int hi, const int exact)
 {
-    const vec scale = vec_set1(w->run->scale);
-    const reference low = reference_of(vec_set1(m->low[q]));
+    const weigher weigher = weigher_of(w->run->scale, m->low[q]);
     const float *score = scores_of(w, q);
     real *to = (real *)(void *)(w->score + q * SCORE_ROW);
     vec rounded = vec_load(m->rounded[q]), total = exact ? vec_load(m->total[q]) : vec_zero();
@@ -163,8 +184,8 @@ static ALWAYS_INLINE void weigh_query(const amx_worker *w, softmax *m, int q, co
             continue;
         }
         const float *at = score + NA_BLOCK * i;
-        const vec a = power(vec_mul_kept(kept[2 * i], vec_load(at), scale), low);
-        const vec b = power(vec_mul_kept(kept[2 * i + 1], vec_load(at + VL), scale), low);
+        const vec a = weight_of(&weigher, kept[2 * i], vec_load(at));
+        const vec b = weight_of(&weigher, kept[2 * i + 1], vec_load(at + VL));
         const pairs weights = pairs_of(a, b);
         rounded = pairs_sum(weights, rounded);
         if (exact)

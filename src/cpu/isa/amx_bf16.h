@@ -15,7 +15,7 @@
  *   pairs_unweave(low, h)       what such halves hold of one token as floats, rounded, in order
  *   pairs_of(a, b)              a's lanes and then b's, rounded to nearest
  *   pairs_sum(p, c)             c plus both numbers of each lane
- *   vec_mul_kept(keep, a, b)    a * b, minus infinity in other lanes
+ *   vec_scale2_kept             (keep, ...) as vec_scale2, 0 in other lanes
  *   vec_max_kept(keep, a, b)    the larger one, a in other lanes
  *   vec_above(a, b)             1: a is larger in some lane
  *   vec_top(a)                  the largest lane
@@ -40,9 +40,11 @@ WORD pairs pairs_weave(pairs a, pairs b, pairs *high)
     *high = _mm512_unpackhi_epi16(a, b);
     return _mm512_unpacklo_epi16(a, b);
 }
-WORD vec vec_mul_kept(keep k, vec a, vec b)
+WORD vec vec_scale2_kept(keep k, vec p, vec shifted, vec a, vec low)
 {
-    return _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), k, a, b);
+    const __mmask16 some = _mm512_mask_cmp_ps_mask(k, a, low, _CMP_NLT_UQ);
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(some, _mm512_castps_si512(p), exponent));
 }
 WORD vec vec_max_kept(keep k, vec a, vec b) { return _mm512_mask_max_ps(a, k, a, b); }
 WORD int vec_above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
