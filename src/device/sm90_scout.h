@@ -71,7 +71,7 @@ NA_WORD void find_edges(const na_sm90_walk *p, order *o, int number)
 NA_WORD void find_all_edges(const na_sm90_walk *p, order *o, int lane)
 {
     const work_item *t = &o->item;
-    if (lane < 3)
+    if (lane < 3) /* which has written the same lane's part of the item */
         o->start[lane] = visitors_at(&p->axis[lane], t->residue[lane], t->first[lane]).first;
     na_warp_barrier();
 #pragma unroll 1
@@ -100,7 +100,6 @@ NA_WORD void scout(const NA_ARGUMENTS *p, uint32_t base)
         if (w >= walk->items)
             break;
         if (find_item(walk, w, lane, &o->item)) {
-            na_warp_barrier();
             find_all_edges(walk, o, lane);
             na_warp_barrier();
             na_gate_arrive_if(gate(base, ORDER_FULL + number % NA_ORDERS), lane == 0);

@@ -69,8 +69,8 @@ static struct na_host_stored {
 /* How often threads have waited at gates. */
 static uint32_t na_host_waited[1024];
 
-/* A thread arrives for its warp. Who of them is still to look at a gate that this one has passed may
- * wait for ever: from now on it can turn twice. */
+/* A thread arrives for its warp. Who of them is still to look at a gate that this one has passed
+ * may wait for ever: from now on it can turn twice. */
 NA_WORD void na_gate_arrive(uint32_t gate)
 {
     na_host_gate *g = na_host_gate_at(gate);
