@@ -432,7 +432,7 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
 NA_WORD int arrivals_of(int gate)
 {
     if (gate >= ORDER_FULL)
-        return gate >= ORDER_EMPTY ? ORDER_TAKERS : 1;
+        return gate >= ORDER_EMPTY ? ORDER_TAKERS : SCOUTS;
     if (gate >= PART_EMPTY || (!NA_ADDS && gate >= RESIDENT_EMPTY && gate < FIRST_FULL))
         return 4;
     return gate >= EMPTY || (gate >= RESIDENT_EMPTY && gate < FIRST_FULL) ? ARRIVALS : 1;

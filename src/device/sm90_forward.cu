@@ -196,8 +196,8 @@ NA_WORD void consume(const na_sm90_forward *p, uint32_t base, int group)
 
 NA_WORD int arrivals_of(int gate)
 {
-    if (gate >= ORDER_EMPTY)
-        return ORDER_TAKERS;
+    if (gate >= ORDER_FULL)
+        return gate >= ORDER_EMPTY ? ORDER_TAKERS : SCOUTS;
     if (gate >= QUERY_EMPTY && gate < KEY_FULL)
         return 4;
     return (gate >= KEY_EMPTY && gate < VALUE_FULL) || (gate >= VALUE_EMPTY && gate < ORDER_FULL)

@@ -33,8 +33,9 @@ enum {
     OUTER = NA_TILE_0 > 1 ? 2 : 0,
     MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
     INNER = NA_TILE_0 > 1 ? 1 : 2,
-    ARRIVALS = 4 * NA_GROUPS,         /* of warps */
-    ORDER_TAKERS = NA_GROUPS + 32 + 1 /* all lanes of the loading warp */
+    ARRIVALS = 4 * NA_GROUPS, /* of warps */
+    SCOUTS = 32,
+    ORDER_TAKERS = 128 * NA_GROUPS + 32 + 1 /* threads */
 };
 
 /* What a note says about a tile; the first five are shifted left by a warpgroup's number. */

@@ -95,7 +95,7 @@ NA_WORD int take_item(seat *s, uint32_t base, int number)
         ((int *)s->item)[thread] = ((const int *)&o->item)[thread];
     fill_table(s, o, thread);
     na_group_barrier(1 + s->group);
-    give_order(base, number, thread == 0);
+    give_order(base, number);
     return 1;
 }
 

@@ -35,9 +35,11 @@ NA_WORD void wait_for_order(uint32_t base, int number)
     na_gate_wait(gate(base, ORDER_FULL + number % NA_ORDERS), number / NA_ORDERS & 1);
 }
 
-NA_WORD void give_order(uint32_t base, int number, int condition)
+/* For each thread that has waited for it: none arrives for others, so it is plain to see that
+ * nobody writes what somebody still reads. */
+NA_WORD void give_order(uint32_t base, int number)
 {
-    na_gate_arrive_if(gate(base, ORDER_EMPTY + number % NA_ORDERS), condition);
+    na_gate_arrive(gate(base, ORDER_EMPTY + number % NA_ORDERS));
 }
 
 NA_WORD int axis_of_row(int row) { return row < NA_SUB_0 ? 0 : row < NA_SUB_0 + NA_SUB_1 ? 1 : 2; }
@@ -101,14 +103,13 @@ NA_WORD void scout(const NA_ARGUMENTS *p, uint32_t base)
             break;
         if (find_item(walk, w, lane, &o->item)) {
             find_all_edges(walk, o, lane);
-            na_warp_barrier();
-            na_gate_arrive_if(gate(base, ORDER_FULL + number % NA_ORDERS), lane == 0);
+            na_gate_arrive(gate(base, ORDER_FULL + number % NA_ORDERS));
             number++;
         }
     }
     if (lane == 0)
         order_of(number)->item.batch = -1;
-    na_gate_arrive_if(gate(base, ORDER_FULL + number % NA_ORDERS), lane == 0);
+    na_gate_arrive(gate(base, ORDER_FULL + number % NA_ORDERS));
 }
 
 /* For the whole loading warp. No lane goes on while another one still waits: once the first has

@@ -95,7 +95,7 @@ NA_WORD int produce_item(const NA_ARGUMENTS *p, producer *s, int number)
 #pragma unroll
     for (int a = 0; a < 3; a++)
         start[a] = o->start[a];
-    give_order(s->base, number, 1);
+    give_order(s->base, number);
 #if NA_SIDE
 #pragma unroll 1
     for (s->visit = 0; s->visit < p->walk.share; s->visit++)
@@ -129,7 +129,7 @@ NA_WORD void load_all_residents(const NA_ARGUMENTS *p, uint32_t base)
         work_item item = order_of(number)->item;
         if (item.batch < 0)
             break;
-        give_order(base, number, 1);
+        give_order(base, number);
 #pragma unroll 1
         for (int g = 0; g < NA_GROUPS; g++) {
             int at[3];
