@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """sdist, the wheel built from it, and the wheel in the virtual environment, where the Python tests
-then find it."""
+then find it. check_install.py installs from the wheel's build as well."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "build/dist"
+BUILD = ROOT / "build/wheel"
 
 
 def run(*command: object) -> None:
@@ -43,13 +45,14 @@ def check_wheel(path: Path) -> None:
 
 
 def main() -> int:
-    for old in DIST.glob("*"):
-        old.unlink()
+    for old in (DIST, BUILD):
+        shutil.rmtree(old, ignore_errors=True)
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", DIST, ".")
     check_sdist(only("*.tar.gz"))
+    shutil.unpack_archive(only("*.tar.gz"), DIST)
     run(
         *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"),
-        *("--wheel-dir", DIST, only("*.tar.gz")),
+        *("--wheel-dir", DIST, f"-Cbuild-dir={BUILD}", only("*/pyproject.toml").parent),
     )
     check_wheel(only("*.whl"))
     run(
