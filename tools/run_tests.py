@@ -3,6 +3,7 @@
 
 A step is a command. Those that print "N passed, N failed, N skipped" (C programs) or pytest's
 summary count as they say, others as one test. A step whose tools are missing is skipped, visibly.
+Two steps run at a time: few of them keep two cores busy all the time.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 LOGS = ROOT / "build/logs"
 PROBLEMS = "tests/problems"
+AT_ONCE = 2
+OTHER_HALF = ["distributed", "process", "values"]
 COUNTED = re.compile(r"^[\w./: -]+: (\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
 PYTEST = re.compile(r"^=*\s*((?:\d+ \w+(?:, )?)+) in [\d.]+s.*$", re.MULTILINE)
 KINDS = {"passed": 0, "failed": 1, "error": 1, "errors": 1, "skipped": 2, "xfailed": 0}
@@ -34,8 +38,16 @@ class Step:
     name: str
     command: list[str]
     needs: list[str] = field(default_factory=list)  # programs
+    after: list[str] = field(default_factory=list)  # steps that must have ended
     lint: bool = False
     quick: bool = False
+
+
+@dataclass
+class Result:
+    output: str
+    status: int = 0
+    seconds: float = 0
 
 
 @dataclass
@@ -65,39 +77,21 @@ def cmake(folder: str, *options: str, targets: str = "") -> list[str]:
 
 
 def sanitized(
-    folder: str, flags: str, kernel_flags: str = "-O0", avx512_flags: str = ""
+    folder: str, flags: str, kernels: str, avx512: str = "", targets: str = ""
 ) -> list[str]:
     flags += " -fno-omit-frame-pointer -fno-sanitize-recover=all -g"
     return cmake(
         folder,
         "-DCMAKE_BUILD_TYPE=None",
         f"'-DCMAKE_C_FLAGS=-O1 {flags}'",
-        f"'-DNATTEN_KERNEL_FLAGS={kernel_flags}'",
-        f"'-DNATTEN_AVX512_FLAGS={avx512_flags}'",
+        f"'-DNATTEN_KERNEL_FLAGS={kernels}'",
+        f"'-DNATTEN_AVX512_FLAGS={avx512}'",
+        targets=targets,
     )
 
 
-# The longest first. The references need minutes on models, and have passed on everything else, as
-# have the unfused ops.
-CHECKS = [
-    f"-k !cpu-reference -o backward {PROBLEMS}/models.txt",
-    f"-k !cpu-reference -o forward {PROBLEMS}/models.txt",
-    f"{PROBLEMS}/edge.txt",
-    f"{PROBLEMS}/full.txt",
-    "--random 150",
-]
-
-AMX_CHECKS = [
-    f"-k cpu-amx -o forward --with bf16 {what}"
-    for what in (f"{PROBLEMS}/edge.txt", f"{PROBLEMS}/full.txt", "--some 300")
-]
-
-
-def side_by_side(program: str, arguments: list[str]) -> list[str]:
-    """A program with each of these arguments, two at a time, each one's output in one piece."""
-    lines = " ".join(f"'{line}'" for line in arguments)
-    one = f'out=$({program} "$@"); status=$?; flock build/logs printf "%s\\n" "$out"; exit $status'
-    return shell(f"printf '%s\\n' {lines} | xargs -P 2 -L 1 sh -c '{one}' {program}")
+def unit_tests(folder: str, only: str = "") -> list[str]:
+    return shell(f"ctest --test-dir {folder} --verbose --output-on-failure {only}")
 
 
 def lint_steps() -> list[Step]:
@@ -118,8 +112,21 @@ def lint_steps() -> list[Step]:
     ]
 
 
-def unit_tests(folder: str, only: str = "") -> list[str]:
-    return shell(f"ctest --test-dir {folder} --verbose --output-on-failure {only}")
+def check_steps() -> list[Step]:
+    """The references need minutes on models, and have passed on everything else, as have the
+    unfused ops."""
+    words = {
+        "models backward": f"-k !cpu-reference -o backward {PROBLEMS}/models.txt",
+        "models forward": f"-k !cpu-reference -o forward {PROBLEMS}/models.txt",
+        "edge": f"{PROBLEMS}/edge.txt",
+        "full": f"{PROBLEMS}/full.txt",
+        "random": "--random 150",
+    }
+    check, steps = "build/release/tests/check", []
+    for name, arguments in words.items():
+        steps.append(Step(f"check {name}", [check, *arguments.split()], after=["build"]))
+    amx = f"-k cpu-amx -o forward --with bf16 --some 300 {PROBLEMS}/edge.txt {PROBLEMS}/full.txt"
+    return [*steps, Step("check AMX", [f"{check}_amx", *amx.split()], after=["build"])]
 
 
 def device_texts() -> list[str]:
@@ -130,6 +137,31 @@ def device_texts() -> list[str]:
     problems = f"{PROBLEMS}/sm90_models.txt"
     path = found[0] if found else ""
     return shell(f"NATTEN_NVRTC={path} build/release/tests/cuda_compile {archs} {problems}")
+
+
+def sanitizer_steps() -> list[Step]:
+    """For the vector kernels gcc takes half the time with -Og and -g1 that it takes with -O0, -O1
+    or -g, and half of that where functions are called to look at memory."""
+    calls = "--param=asan-instrumentation-with-call-threshold=0"
+    asan = sanitized(
+        "build/asan",
+        "-fsanitize=address,undefined",
+        f"-Og;-g1;{calls};-fno-sanitize=null,alignment,object-size",
+        # Undefined behavior would take gcc a minute more: the same text is looked at as AVX2's and
+        # as plain C.
+        "-fno-sanitize=undefined",
+    )
+    targets = "test_threads test_tune"
+    tsan = sanitized("build/tsan", "-fsanitize=thread", "-Og;-g1", targets=targets)
+    random = ["build/asan/tests/check", "--random", "40"]
+    return [
+        Step("build asan", asan),
+        Step("unit tests asan", unit_tests("build/asan", "-LE host"), after=["build asan"]),
+        Step("check random asan", random, after=["build asan"]),
+        Step("build tsan", tsan),
+        Step("threads tsan", ["build/tsan/tests/test_threads"], after=["build tsan"]),
+        Step("tuning tsan", ["build/tsan/tests/test_tune", "threads"], after=["build tsan"]),
+    ]
 
 
 def aarch64_steps() -> list[Step]:
@@ -145,86 +177,75 @@ def aarch64_steps() -> list[Step]:
         targets="check test_window test_problem test_blocks",
     )
     tests = unit_tests(folder, "-j2 -R 'check_smoke|test_window|test_problem|test_blocks'")
-    return [Step("build aarch64", build, needs), Step("unit tests aarch64", tests, needs)]
+    return [
+        Step("build aarch64", build, needs),
+        Step("unit tests aarch64", tests, needs, after=["build aarch64"]),
+    ]
 
 
 def c_steps() -> list[Step]:
-    check = "build/release/tests/check"
-    asan = "build/asan/tests/check"
+    loops = python("tools/check_loops.py", "build/release/libnatten.so")
+    tests = unit_tests("build/release", "-LE host")
+    host = unit_tests("build/release", "-L host -j2")
     return [
-        Step("build", cmake("build/release"), quick=True),
-        Step(
-            "loops",
-            python("tools/check_loops.py", "build/release/libnatten.so"),
-            needs=["objdump"],
-            quick=True,
-        ),
-        Step("unit tests", unit_tests("build/release", "-LE host"), quick=True),
-        Step("device texts on the host", unit_tests("build/release", "-L host -j2")),
-        Step("device texts by NVRTC", device_texts()),
-        Step("check problems", side_by_side(check, CHECKS)),
-        Step(
-            "check problems AMX",
-            side_by_side("build/release/tests/check_amx", AMX_CHECKS),
-        ),
-        Step(
-            "build asan",
-            sanitized(
-                "build/asan",
-                "-fsanitize=address,undefined",
-                "-O0;-fno-sanitize=null,alignment,object-size",
-                # Undefined behavior would take gcc three minutes more: the same text is looked at
-                # as AVX2's and as plain C.
-                "-fno-sanitize=undefined",
-            ),
-        ),
-        Step("unit tests asan", unit_tests("build/asan", "-LE host")),
-        Step("check random asan", [asan, "--random", "40"]),
-        Step("build tsan", sanitized("build/tsan", "-fsanitize=thread")),
-        Step("threads tsan", ["build/tsan/tests/test_threads"]),
-        Step("tuning tsan", ["build/tsan/tests/test_tune", "threads"]),
-        Step(
-            "fuzz",
-            shell("sh tests/fuzz/run.sh"),
-            needs=["clang"],
-        ),
+        Step("loops", loops, needs=["objdump"], after=["build"], quick=True),
+        Step("unit tests", tests, after=["build"], quick=True),
+        *sanitizer_steps(),
+        Step("device texts on the host", host, after=["build"]),
+        Step("device texts by NVRTC", device_texts(), after=["build"]),
         *aarch64_steps(),
+        Step("fuzz", shell("sh tests/fuzz/run.sh"), needs=["clang"], after=["build"]),
+        *check_steps(),
+    ]
+
+
+def install_steps() -> list[Step]:
+    header = "sh tests/install/header.sh"
+    install = python("tests/install/check_install.py")
+    return [
+        Step("header as C", shell(f"{header} cc -std=c11")),
+        Step("header as C++", shell(f"{header} g++ -std=c++11"), needs=["g++"]),
+        Step("install", install, after=["build", "package"]),
     ]
 
 
 def python_steps(quick: bool) -> list[Step]:
-    tests = [
-        "-m",
-        "pytest",
-        "-q",
-        "-rs",
-        "--color=no",
-        "-p",
-        "no:cacheprovider",
-        "tests/python",
-    ]
+    """In halves that take about as long. What is quick is the source tree beside the build; all is
+    the package as it is installed. Some tests are skipped where the build has no host device."""
+    tests = python("-m", "pytest", "-q", "-rs", "--color=no", "-p", "no:cacheprovider")
+    half = [f"tests/python/test_{name}.py" for name in OTHER_HALF]
+    rest = ["tests/python", *(f"--ignore={path}" for path in half)]
     if quick:
-        return [Step("pytest", python(*tests, "-m", "not slow"), quick=True)]
+        tests += ["-m", "not slow"]
+    else:
+        tests = ["env", "NATTEN_TEST_INSTALLED=1", *tests]
+    after = ["build"] if quick else ["build", "package"]
     return [
-        Step("header as C", shell("sh tests/install/header.sh cc -std=c11")),
-        Step(
-            "header as C++",
-            shell("sh tests/install/header.sh g++ -std=c++11"),
-            needs=["g++"],
-        ),
-        Step("install", python("tests/install/check_install.py")),
-        Step("package", python("tests/install/check_package.py")),
-        Step("pytest", python(*tests)),
+        Step("pytest one half", [*tests, *rest], after=after, quick=True),
+        Step("pytest other half", [*tests, *half], after=after, quick=True),
     ]
 
 
-def count(name: str, output: str, status: int, total: Sum) -> None:
+def steps(options: argparse.Namespace) -> list[Step]:
+    """First what much has to wait for, then what takes long, so that both cores stay busy."""
+    build = Step("build", cmake("build/release"), quick=True)
+    package = Step("package", python("tests/install/check_package.py"))
+    every = [build, *lint_steps(), package, *python_steps(options.quick), *c_steps()]
+    every += install_steps()
+    if options.lint:
+        return [step for step in every if step.lint]
+    if options.quick:
+        return [step for step in every if step.lint or step.quick]
+    return every
+
+
+def count(name: str, result: Result, total: Sum) -> None:
     """Adds what a step said; a step that failed without saying so counts as one failure."""
     before = total.failed
-    counts = [tuple(map(int, found)) for found in COUNTED.findall(output)]
+    counts = [tuple(map(int, found)) for found in COUNTED.findall(result.output)]
     for found in counts:
         total.add(*found)
-    summary = PYTEST.findall(output)
+    summary = PYTEST.findall(result.output)
     if "pytest" in name and summary:
         for number, kind in re.findall(r"(\d+) (\w+)", summary[-1]):
             if kind in KINDS:
@@ -232,19 +253,18 @@ def count(name: str, output: str, status: int, total: Sum) -> None:
                 sums[KINDS[kind]] = int(number)
                 total.add(*sums)
         counts.append((0, 0, 0))
-    if status and total.failed == before:
+    if result.status and total.failed == before:
         total.add(0, 1, 0)
     elif not counts:
         total.add(1, 0, 0)
 
 
-def run(step: Step, total: Sum) -> None:
+def run(step: Step) -> Result:
     missing = [tool for tool in step.needs if not shutil.which(tool)]
     if missing:
-        print(f"SKIP {step.name}: {' '.join(missing)} not found", flush=True)
-        total.add(0, 0, 1)
-        return
-    environment = os.environ | SANITIZERS | {"NATTEN_TEST_INSTALLED": "1"}
+        skip = f"SKIP {step.name}: {' '.join(missing)} not found\n"
+        return Result(skip + "tools: 0 passed, 0 failed, 1 skipped")
+    environment = os.environ | SANITIZERS
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     log = LOGS / (step.name.replace(" ", "-") + ".log")
     begin = time.monotonic()
@@ -256,23 +276,40 @@ def run(step: Step, total: Sum) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
         ).returncode
-    output = log.read_text(errors="replace")
+    return Result(log.read_text(errors="replace"), status, time.monotonic() - begin)
+
+
+def report(step: Step, result: Result, total: Sum) -> None:
     before = Sum(total.passed, total.failed, total.skipped)
-    count(step.name, output, status, total)
+    count(step.name, result, total)
     failed = total.failed > before.failed
-    for line in output.splitlines():
+    lines = result.output.splitlines()
+    for line in lines:
         if line.lstrip("0123456789: ").startswith(("SKIP", "seed ")):
             print(f"     {line}")
     if failed:
-        lines = output.splitlines()
         early = [line for line in lines[:-60] if "FAIL" in line or "Error" in line]
         print("\n".join(early[:40] + lines[-60:]))
     print(
         f"{'FAIL' if failed else 'ok  '} {step.name}: {total.passed - before.passed} passed, "
         f"{total.failed - before.failed} failed, {total.skipped - before.skipped} skipped "
-        f"({time.monotonic() - begin:.0f} s)",
+        f"({result.seconds:.0f} s)",
         flush=True,
     )
+
+
+def run_all(waiting: list[Step], total: Sum) -> None:
+    """Some at a time, in order, each after those it has to wait for; reports come one by one."""
+    running = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while waiting or running:
+            unfinished = {step.name for step in [*waiting, *running.values()]}
+            ready = [step for step in waiting if unfinished.isdisjoint(step.after)]
+            for step in ready[: AT_ONCE - len(running)]:
+                waiting.remove(step)
+                running[pool.submit(run, step)] = step
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                report(running.pop(done), done.result(), total)
 
 
 def main() -> int:
@@ -281,14 +318,8 @@ def main() -> int:
     parser.add_argument("--lint", action="store_true", help="style, budgets and arrows only")
     options = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    steps = lint_steps()
-    if not options.lint:
-        steps += c_steps() + python_steps(options.quick)
-    if options.quick:
-        steps = [step for step in steps if step.lint or step.quick]
     total = Sum()
-    for step in steps:
-        run(step, total)
+    run_all(steps(options), total)
     print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
     return total.failed > 0
 
