@@ -5,14 +5,17 @@ PYTHON ?= python3
 VENV := .venv/bin
 SOURCES := $(shell git ls-files include src python tools CMakeLists.txt pyproject.toml)
 
-.PHONY: test quick demo bench docs format lint clean
+.PHONY: test apt quick demo bench docs format lint clean
 .DELETE_ON_ERROR:
 
-test: .venv/dev.stamp
-	sh tools/apt.sh
+test:
+	$(MAKE) -j2 apt .venv/dev.stamp
 	$(VENV)/python tools/run_tests.py
 
-quick: .venv/package.stamp
+apt: .venv/pyvenv.cfg
+	sh tools/apt.sh
+
+quick: .venv/dev.stamp
 	$(VENV)/python tools/run_tests.py --quick
 
 demo: .venv/package.stamp
@@ -38,9 +41,11 @@ lint: .venv/dev.stamp
 clean:
 	rm -rf build .venv
 
-.venv/dev.stamp: requirements-dev.txt
+.venv/pyvenv.cfg:
 	sh tools/apt.sh python3-venv
 	$(PYTHON) -m venv .venv
+
+.venv/dev.stamp: requirements-dev.txt .venv/pyvenv.cfg
 	$(VENV)/pip install --quiet -r requirements-dev.txt
 	touch $@
 

@@ -186,15 +186,16 @@ class ItemAxis(ctypes.Structure):
 
 
 def _path() -> Path:
-    """The library in the installed package, or that of a build beside a source tree. (In a folder
-    of its own: beside the modules it would be what `import natten.libnatten` finds.)"""
+    """The library in the installed package, or that of a build beside a source tree: in `build` or,
+    as make has it, `build/release`. (In a folder of its own: beside the modules it would be what
+    `import natten.libnatten` finds.)"""
     name = "libnatten.so"
     installed = Path(str(resources.files("natten").joinpath("lib", name)))
-    built = Path(__file__).resolve().parents[2] / "build" / name
-    for path in (installed, built):
+    build = Path(__file__).resolve().parents[2] / "build"
+    for path in (installed, build / name, build / "release" / name):
         if path.exists():
             return path
-    raise ImportError(f"{name} is neither at {installed} nor at {built}: is natten installed?")
+    raise ImportError(f"{name} is neither at {installed} nor in {build}: is natten installed?")
 
 
 def _load() -> ctypes.CDLL:
