@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * Looking ahead. While the others are at a work item, one warp, the scout, finds the next one and
- * the visitors of its residents, and writes them into shared memory: an order, from which the
- * loading thread and the computing warpgroups copy what they need. All of that is divisions, and
- * one thread would need ten thousand cycles for it, for which everybody would wait.
+ * the visitors of its residents, and writes them into shared memory: an order, from which those who
+ * load and those who compute copy what they need. All of that is divisions, and one thread would
+ * need ten thousand cycles for it, for which everybody would wait.
  *
  * Parameters: those of sm90_items.h; NA_ARGUMENTS, the kernel's; NA_ORDERS, how many there is room
  * for, 1 or 2. Given before: gate, places, and the numbers of gates ORDER_FULL and ORDER_EMPTY, so
