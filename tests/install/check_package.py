@@ -52,7 +52,12 @@ def main() -> int:
     shutil.unpack_archive(only("*.tar.gz"), DIST)
     run(
         *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"),
-        *("--wheel-dir", DIST, f"-Cbuild-dir={BUILD}", only("*/pyproject.toml").parent),
+        *(
+            "--wheel-dir",
+            DIST,
+            f"--config-settings=build-dir={BUILD}",
+            only("*/pyproject.toml").parent,
+        ),
     )
     check_wheel(only("*.whl"))
     run(
