@@ -50,5 +50,6 @@ clean:
 	touch $@
 
 .venv/package.stamp: .venv/dev.stamp $(SOURCES)
-	$(VENV)/pip install --quiet --no-build-isolation --no-deps --config-settings=build-dir=build/package .
+	$(VENV)/pip install --quiet --no-build-isolation --no-deps \
+		--config-settings=build-dir=build/package .
 	touch $@
