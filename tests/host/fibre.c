@@ -86,7 +86,6 @@ static uint32_t draw(uint32_t below)
 
 int na_host_thread(void) { return current; }
 int na_host_threads(void) { return launch->threads; }
-int na_host_is_done(int thread) { return fibres[thread].done; }
 int64_t na_host_block(void) { return block; }
 int64_t na_host_blocks(void) { return launch->blocks; }
 void *na_host_shared(void) { return shared; }

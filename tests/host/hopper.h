@@ -66,7 +66,7 @@ static struct na_host_stored {
     uint32_t to[128], word[128];
 } na_host_stored[1024];
 
-/* How often threads have waited at gates. */
+/* How often threads have waited at gates, if they ever do. */
 static uint32_t na_host_waited[1024];
 
 /* A thread arrives for its warp. Who of them is still to look at a gate that this one has passed
@@ -77,7 +77,7 @@ NA_WORD void na_gate_arrive(uint32_t gate)
     for (int i = na_host_thread() & ~31; i <= (na_host_thread() | 31); i++) {
         if (na_host_stored[i].count)
             na_host_fault("arrives at gate %u, and what its warp stored has not come", gate);
-        if (na_host_waited[i] < na_host_waited[na_host_thread()] && !na_host_is_done(i))
+        if (na_host_waited[i] && na_host_waited[i] < na_host_waited[na_host_thread()])
             na_host_fault("arrives at gate %u, and thread %d has not passed the one before", gate,
                           i);
     }

@@ -42,7 +42,6 @@ void na_host_keep_registers(int count);
 /* Lets others go first: to be called in loops that wait for something. A kernel in which everybody
  * only waits is stopped as a deadlock. */
 void na_host_yield(void);
-int na_host_is_done(int thread);
 
 /* Calls act(copy of the context) at some later time, in random order among the threads and other
  * such calls: for what the hardware does by itself, asynchronous copies and products. */
