@@ -34,6 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
+WATCHED = BUILD / "watched"  # kernels for the race checker
 RANDOM, RANDOM_ANY_ORDER = 1000, 300  # problems
 STAGES = ("kernels", "python", "sanitizer")
 LIMIT_S = 530  # of a part: nine minutes, and some for what is outside of stages
@@ -84,10 +85,12 @@ class Stages:
         return good
 
 
-def build(s: Stages) -> bool:
+def build(s: Stages, folder: Path = BUILD, *options: str) -> bool:
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    return s.run("configure", ["cmake", "-S", ".", "-B", str(BUILD), *generator], 60) and s.run(
-        "build", ["cmake", "--build", str(BUILD), "-j", str(os.cpu_count() or 1)], 180
+    targets = ["--target", "natten", "check", "-j", str(os.cpu_count() or 1)]
+    configure = ["cmake", "-S", ".", "-B", str(folder), *generator, *options]
+    return s.run(f"configure-{folder.name}", configure, 60) and s.run(
+        f"build-{folder.name}", ["cmake", "--build", str(folder), *targets], 180
     )
 
 
@@ -112,8 +115,8 @@ def gradients(s: Stages) -> None:
 
     def one(job: int) -> None:
         for way, count in (
-            ("kvp", RANDOM_ANY_ORDER),
-            ("kvp_little", RANDOM_ANY_ORDER),
+            ("kvp_choice1", RANDOM_ANY_ORDER),
+            ("kvp_little_choice1", RANDOM_ANY_ORDER),
             ("", RANDOM),
         ):
             more = ["--with", way] if way else []
@@ -135,11 +138,26 @@ def sanitizer(s: Stages) -> None:
         "b1h4d32_70_w9_hk2_f16",
         "b1h2d32_9x17_w3x5_rpb_add3_bf16_lse",
         "b1h1d16_100_w5_d16_f16",
-        "b1h2d64_9x17_w3x5_bf16_lse_kvp",
+        "b1h2d64_9x17_w3x5_bf16_lse_kvp_choice1",
     ]
-    for mode in ("memcheck", "racecheck", "synccheck"):
-        command = [tool, "--tool", mode, "--error-exitcode", "9", str(BUILD / "tests/check")]
-        s.run(f"sanitizer-{mode}", [*command, "-k", "cuda", *small], 60)
+    # Blocks that go from item to item, stages that are used again.
+    larger = [
+        "b2h4d64_50x61_w9x11_bf16_lse",
+        "b1h4d64_12x20x21_w5x7x6_bf16",
+        "b2h8d32_700_w65_bf16",
+        "b2h4d64_50x61_w9x11_bf16_kvp_choice1",
+    ]
+    if not build(s, WATCHED, "-DNATTEN_EVERY_LANE_ARRIVES=ON"):
+        return
+    for mode, folder, kernel, problems in (
+        ("memcheck", BUILD, "cuda", small),
+        ("synccheck", BUILD, "cuda", small),
+        ("racecheck", WATCHED, "cuda", small),
+        ("racecheck", WATCHED, "cuda-sm90", larger),
+    ):
+        command = [tool, "--tool", mode, "--error-exitcode", "9", str(folder / "tests/check")]
+        name = f"sanitizer-{mode}-{'larger' if problems is larger else 'small'}"
+        s.run(name, [*command, "-k", kernel, *problems], 120)
 
 
 def python(s: Stages) -> None:

@@ -49,7 +49,9 @@ static int is_cuda(const char *kernel) { return !strncmp(kernel, "cuda", 4); }
 /* Whether the parts of d_query may be added up in any order, so that its bits vary. */
 static int is_in_any_order(const natten_plan *plan, const trial *t)
 {
-    return is_cuda(natten_plan_kernel(plan)) && t->problem.preferences & NATTEN_PREFER_KV_PARALLEL;
+    return is_cuda(natten_plan_kernel(plan)) &&
+           t->problem.preferences & NATTEN_PREFER_KV_PARALLEL &&
+           !strcmp(natten_plan_choice(plan), "one kernel");
 }
 
 /* The elements' bytes of all outputs but those `except`, one after the other. */

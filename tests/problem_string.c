@@ -191,6 +191,7 @@ int problem_of_op(const test_problem *test, natten_op op, natten_problem *proble
     problem->additional_tokens = sizes->additional_tokens;
     problem->scale = sizes->scale;
     problem->preferences |= test->preferences;
+    problem->choice = sizes->choice;
     if (op == NATTEN_FORWARD || op == NATTEN_BACKWARD)
         problem->dropout = sizes->dropout;
     problem->roles = roles_of_op(test, op, problem->roles);
@@ -313,6 +314,8 @@ static int read_option(const char *word, test_problem *test)
         return read_number(word + 2, &p->kv_heads);
     if (!strncmp(word, "dv", 2))
         return read_number(word + 2, &p->value_dim);
+    if (!strncmp(word, "choice", 6))
+        return read_number(word + 6, &p->choice);
     if (!strncmp(word, "drop", 4)) {
         p->dropout = strtod(word + 4, NULL);
         return 1;

@@ -16,6 +16,7 @@
  *     q8x4+16x0 block of queries: extents + origins; the extents above are then the whole map's
  *     k20x9+8x0 block of keys, likewise
  *     kvp KV parallelism allowed, with little or much memory for it
+ *     choice2 of the kernel's ways of doing it
  *     hf heads-first (else heads-last)         qkv one packed projection   odd padded odd strides
  *     neg negative strides                     bcast inputs with strides of 0
  *     f32 f64 f16 bf16 (else f32)

@@ -53,22 +53,28 @@ static void ways(void)
         const char *text, *says;
     } table[] = {
         {"b1h2d16_40_w9_bf16", "in the same order every time, as KV parallelism is not allowed\n"},
-        {"b1h2d16_40_w9_bf16_kvp",
+        {"b1h2d16_40_w9_bf16_kvp_choice1",
          "adds d_query up in any order, as KV parallelism is allowed; 1 of "
          "1 times 2 heads of keys at a time\n"},
-        {"b1h2d16_40_w9_bf16_kvp", "\nKV parallelism: allowed, and cuda-sm90-backward makes use"},
-        {"b1h2d16_40_w9_bf16_kvp_much", "\nmuch memory: allowed, and cuda-sm90-backward makes use"},
+        {"b1h2d16_40_w9_bf16_kvp_choice1",
+         "\nKV parallelism: allowed, and cuda-sm90-backward makes use"},
+        {"b1h2d16_40_w9_bf16_kvp_much_choice1",
+         "\nmuch memory: allowed, and cuda-sm90-backward makes use"},
         {"b1h2d16_40_w9_bf16_kvp_gqk", "same order every time, as not all gradients are wanted\n"},
         {"b1h2d16_40_w9_bf16_kvp_gqk", "\nKV parallelism: allowed, but no kernel that takes this"},
         {"b1h2d16_40_w9_d2_add3_bf16_kvp", "as there are additional tokens and a dilation\n"},
         {"b1h2d16_9x13_w3x5_rpb_bf16_kvp", "same order every time, as there is a position bias\n"},
-        {"b1h2d16_9x13_w3x5_x-0.5_bf16_kvp", "adds d_query up in any order"},
-        {"b1h2d16_9x13_w3x5_x0_bf16_kvp", "adds d_query up in any order"},
-        {"b1h2d16_40x41_w3x5_d8x7_bf16_kvp", "adds d_query up in any order"},
+        {"b1h2d16_9x13_w3x5_x-0.5_bf16_kvp_choice1", "adds d_query up in any order"},
+        {"b1h2d16_9x13_w3x5_x0_bf16_kvp_choice1", "adds d_query up in any order"},
+        {"b1h2d16_40x41_w3x5_d8x7_bf16_kvp_choice1", "adds d_query up in any order"},
         {"b1h2d16_40x41_w3x5_d9x1_bf16", "not allowed; 3 parts of the map after each other\n"},
-        {"b1h2d16_40x41_w3x5_d9x1_bf16_kvp",
+        {"b1h2d16_40x41_w3x5_d9x1_bf16_kvp_choice1",
          "is allowed; 1 of 1 times 2 heads of keys at a time; 3 parts of the map"},
-        {"b1h2d16_40_w9_d4_bf16_kvp", "heads of keys at a time\n"},
+        {"b1h2d16_40_w9_d4_bf16_kvp_choice1", "heads of keys at a time\n"},
+        {"b4h16d64_128x128_w13x13_bf16_kvp", "every time, as that is expected to take less time\n"},
+        {"b1h24d128_256x256_w80x80_bf16_kvp", "(choice 0 of 2: one kernel)"},
+        {"b1h24d128_256x256_w80x80_bf16_kvp_choice2", "(choice 2 of 2: several)"},
+        {"b1h24d128_256x256_w80x80_bf16_kvp_choice2", "every time, as that choice is asked for\n"},
         {"b1h2d16_40x41_w33x33_rpb_bf16_kvp_little",
          "as there is a position bias; 2 of 1 times 1 heads of keys at a time; d_rpb added up in "
          "memory, as it has many entries\n"},
@@ -140,9 +146,9 @@ static void workspace(void)
         {{"b8h2d32_500_w20_f16_kvp_little", 4},
          {"b8h2d32_500_w20_f16_kvp", 1},
          {"b8h2d32_500_w20_f16_kvp_much", 1}},
-        {{"b1h8d64_500_w20_hk1_f16_kvp_little", 1},
-         {"b1h8d64_500_w20_hk1_f16_kvp", 1},
-         {"b1h8d64_500_w20_hk1_f16_kvp_much", 1}},
+        {{"b1h8d64_500_w20_hk1_f16_kvp_little_choice1", 1},
+         {"b1h8d64_500_w20_hk1_f16_kvp_choice1", 1},
+         {"b1h8d64_500_w20_hk1_f16_kvp_much_choice1", 1}},
         {{"b1h24d128_256x256_w15x80_d16x1_bf16_kvp_little", 2},
          {"b1h24d128_256x256_w15x80_d16x1_bf16_kvp", 1},
          {"b1h24d128_256x256_w15x80_d16x1_bf16_kvp_much", 1}},
@@ -201,9 +207,9 @@ static int prepared(const char *text)
 static void ahead(void)
 {
     unit_test("the backward's kernels are compiled while the forward runs");
-    CHECK(prepared("b1h2d16_40_w9_bf16") == 1 + 3);          /* d_query, d_key and d_value, delta */
-    CHECK(prepared("b1h2d16_40_w9_bf16_kvp") == 1 + 3);      /* all, delta, d_query's rounding */
-    CHECK(prepared("b1h2d16_9x10_w3x3_add3_bf16") == 1 + 4); /* and the additional tokens' */
+    CHECK(prepared("b1h2d16_40_w9_bf16") == 1 + 3); /* d_query, d_key and d_value, delta */
+    CHECK(prepared("b1h2d16_40_w9_bf16_kvp_choice1") == 1 + 3); /* all, delta, d_query's rounding */
+    CHECK(prepared("b1h2d16_9x10_w3x3_add3_bf16") == 1 + 4);    /* and the additional tokens' */
     CHECK(prepared("b1h2d16_9x10_w3x3_rpb_bf16_kvp") == 1 + 4); /* and the bias' */
     CHECK(prepared("b1h2d16_40_w3_d10_bf16_kvp") == 1 + 3);     /* parts share them */
     CHECK(prepared("b1h2d16_9x9x9_w9x9x9_rpb_bf16") == 1 + 4);
@@ -297,7 +303,7 @@ static void graphs(void)
     setenv("NATTEN_CACHE_DIR", folder, 1);
     /* One forward; counters and sums set, delta, d_query, d_key and d_value. */
     graph("b1h2d16_40_w9_bf16", 1 + 4);
-    graph("b1h2d16_40_w9_bf16_kvp", 1 + 4);
+    graph("b1h2d16_40_w9_bf16_kvp_choice1", 1 + 4);
     graph("b1h2d16_9x10_w3x3_rpb_bf16", 1 + 5);        /* and the bias' gradient */
     graph("b1h4d24_40_w9_bf16_kvp_little", 1 + 4 * 4); /* a head at a time */
     /* Parts; beforehand delta and the gradients of additional tokens; sums are set for each. */

@@ -102,6 +102,7 @@ const char *trial_run_exactly(double *const values[NATTEN_ROLES], const natten_p
 {
     trial exact = {.problem = *problem, .outputs = outputs};
     exact.problem.dtype = NATTEN_F64;
+    exact.problem.choice = 0;
     natten_problem_pack(&exact.problem, NATTEN_HEADS_LAST);
     memcpy(exact.values, values, sizeof exact.values);
     natten_plan *plan;

@@ -132,14 +132,18 @@ static double raw_rate(const na_sm90_config *c, int channels)
 {
     static const double by_visitors[][9] = {
         [NA_SM90_FORWARD] = {0, 250, 400, 500, 560, 590, 635, 640, 662},
-        [NA_SM90_D_QUERY] = {0, 250, 420, 540, 640, 670, 700, 705, 705},
+        [NA_SM90_D_QUERY] = {0, 250, 420, 540, 640, 665, 680, 685, 680},
         [NA_SM90_D_KEY] = {0, 220, 400, 510, 610, 640, 650, 650, 650},
         [NA_SM90_D_ALL] = {0, 0, 0, 0, 560}};
-    static const double by_groups[] = {0, 0.5, 0.85, 1};
+    static const double by_groups[][4] = {
+        [NA_SM90_FORWARD] = {0, 0.5, 0.85, 1}, [NA_SM90_D_QUERY] = {0, 0.5, 1, 1.07}};
     double rate = by_visitors[c->what][na_sm90_visitors(c) / 16];
-    if (c->what == NA_SM90_FORWARD)
-        rate *= by_groups[c->groups];
-    return rate * channels / (64 + channels) * 1.5;
+    if (!na_sm90_is_of_keys(c->what))
+        rate *= by_groups[c->what][c->groups];
+    if (c->what == NA_SM90_D_QUERY && c->halves)
+        rate *= na_sm90_visitors(c) < 96 ? 0.9 : 0.97;
+    double others = c->what == NA_SM90_D_ALL ? 96 : 64;
+    return rate * channels / (others + channels) * (1 + others / 128);
 }
 
 /* Channels of all products of a pair of a query and a key. */
@@ -171,7 +175,8 @@ static int fits_registers(const natten_problem *p, const na_sm90_config *c)
         return value_dim / 2 + visitors / 2 + REGISTERS_ELSE + bias <=
                (c->groups == 3 ? REGISTERS_3 : REGISTERS_2);
     if (c->what == NA_SM90_D_QUERY)
-        return dim / 2 + visitors + REGISTERS_BACK + 8 + bias <= REGISTERS_2;
+        return dim / 2 + visitors + REGISTERS_BACK + 8 + bias <=
+               (c->groups == 3 ? REGISTERS_3 + 8 : REGISTERS_2);
     /* When d_query is multiplied all else is done with; its tile of queries has as many rows as a
      * product. */
     if (c->what == NA_SM90_D_ALL &&
@@ -306,9 +311,9 @@ static void judge(planner *s, na_sm90_config *c)
     double traffic = loads * visitors * bytes * heads / l2_bytes_per_second;
     double rounds = items * blocks / s->device->multiprocessors;
     /* Warpgroups side by side along the axis that tiles walk along first wait less for each other:
-     * measured 376 against 420 TFLOP/s in 3-D. */
+     * measured 376 against 420 TFLOP/s in 3-D, less where they wait for each other anyway. */
     if (c->stack != (c->tile[0] > 1 ? 1 : 2))
-        products *= 1.04;
+        products *= c->what == NA_SM90_D_ALL ? 1.02 : 1.04;
     c->seconds = (products > traffic ? products : traffic) * ceil(rounds) / rounds +
                  ceil(rounds) * item_seconds;
 }
@@ -347,13 +352,14 @@ static void consider(planner *s, na_sm90_config *c, na_sm90_config *best)
 static void consider_groups(planner *s, na_sm90_config *c, na_sm90_config *best)
 {
     int visitors = na_sm90_visitors(c), linear = c->tile[2] > 8;
-    int forward = c->what == NA_SM90_FORWARD;
-    for (c->groups = 2; c->groups <= (forward ? MOST_GROUPS : 2); c->groups++)
+    int of_keys = na_sm90_is_of_keys(c->what);
+    int halved = !of_keys && !na_sm90_bias_entries(s->problem, c->what);
+    for (c->groups = 2; c->groups <= (of_keys ? 2 : MOST_GROUPS); c->groups++)
         for (c->stack = linear ? 2 : 0; c->stack < 3; c->stack++) {
             c->halves = 0;
             consider(s, c, best);
             /* A half must still be a multiple of 16 visitors. */
-            c->halves = forward && !linear && visitors % 32 == 0 &&
+            c->halves = halved && !linear && visitors % 32 == 0 &&
                         c->tile[halves_axis(c)] % 2 == 0 && halves_axis(c) < 2;
             if (c->halves)
                 consider(s, c, best);

@@ -12,12 +12,17 @@
 #include "cuda/driver.h"
 #include "cuda/source.h"
 
+#ifndef NATTEN_EVERY_LANE_ARRIVES
+#define NATTEN_EVERY_LANE_ARRIVES "0"
+#endif
+
 /* What every text is compiled with. ptxas reports registers and spills into the log. The public
  * header marks what it exports with an attribute that NVRTC does not know (1097), and no text uses
  * every word (177). */
 static const char *const options[] = {"--device-as-default-execution-space", "--ptxas-options=-v",
-                                      "--diag-suppress=1097,177"};
-enum { OPTIONS = 3 };
+                                      "--diag-suppress=1097,177",
+                                      "-DNA_EVERY_LANE_ARRIVES=" NATTEN_EVERY_LANE_ARRIVES};
+enum { OPTIONS = sizeof options / sizeof *options };
 
 enum { CAPTURE_RELAXED = 2 }; /* CUstreamCaptureMode */
 
@@ -33,9 +38,11 @@ void na_special_init(na_special *special, const char *source, const char *arch)
 
 void na_special_set(na_special *special, const char *name, int64_t value)
 {
-    na_macro *macro = special->macros;
-    while (*macro->name)
+    na_macro *macro = special->macros, *end = macro + NA_MACROS;
+    while (macro < end && *macro->name)
         macro++;
+    if (macro == end) /* the compiler will miss it, and say so */
+        return;
     snprintf(macro->name, sizeof macro->name, "%s", name);
     macro->value = value;
 }

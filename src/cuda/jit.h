@@ -11,7 +11,7 @@
 #include "core/status.h"
 #include "cuda/device.h"
 
-enum { NA_MACROS = 24, NA_ARCH = 24 };
+enum { NA_MACROS = 32, NA_ARCH = 24 };
 
 typedef struct na_macro {
     char name[24];

@@ -60,6 +60,7 @@ static void special_of(const natten_problem *p, const na_sm90_pass *pass, na_spe
     const na_sm90_config *c = &pass->config;
     na_special_init(special, "sm90_backward.cu", "sm_90a");
     na_sm90_special_tiles(p, c, special);
+    na_special_set(special, "NA_HALF_VISITORS", c->halves ? na_sm90_visitors(c) / 2 : 0);
     na_special_set(special, "NA_SIDE", na_sm90_is_of_keys(c->what));
     na_special_set(special, "NA_ADDS", c->what == NA_SM90_D_ALL);
     na_special_set(special, "NA_GIVES", c->gives);
@@ -172,6 +173,40 @@ static const char *find_one_pass(const natten_problem *p, const na_device *devic
         (p->additional_tokens && !add_pass(p, device, NA_SM90_D_ALL, 3, 1, s)))
         return "three sums do not fit into registers and shared memory";
     return NULL;
+}
+
+enum { ONE_KERNEL = 1, SEVERAL = 2 }; /* choices, where KV parallelism is possible */
+
+/* What the passes are expected to take; with sums in memory, which are cleared, read and turned
+ * into d_query, also that. */
+static double seconds_of(const natten_problem *p, const na_sm90_back *s)
+{
+    const double bytes_of_a_sum = 10, bytes_per_second = 2.5e12;
+    double seconds = s->adds ? (double)p->batch * (double)na_sm90_sum_count(p) * bytes_of_a_sum /
+                                   bytes_per_second
+                             : 0;
+    for (int i = 0; i < s->count; i++)
+        seconds += s->passes[i].config.seconds;
+    return seconds;
+}
+
+/* One kernel, or several: what is asked for, else what is faster. 0: nothing fits. `why`: what
+ * speaks against one. */
+static int find_way(const natten_problem *p, const na_device *device, na_sm90_back *s,
+                    const char **why)
+{
+    na_sm90_back several;
+    const char *against = find_one_pass(p, device, s);
+    int choices = against ? 0 : SEVERAL, fits = find_passes(p, device, &several);
+    if (!against && p->choice == SEVERAL)
+        against = "that choice is asked for";
+    if (!against && p->choice != ONE_KERNEL && fits && seconds_of(p, &several) < seconds_of(p, s))
+        against = "that is expected to take less time";
+    if (against && fits)
+        *s = several;
+    s->choices = choices;
+    *why = against;
+    return !against || fits;
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -348,8 +383,8 @@ static void say(natten_plan *plan, const na_sm90_back *s, const char *why)
 /* One kernel, or several, or not at all. */
 static natten_status prepare(natten_plan *plan, const na_device *device, na_sm90_back *s)
 {
-    const char *why = find_one_pass(&plan->problem, device, s);
-    if (why && !find_passes(&plan->problem, device, s))
+    const char *why;
+    if (!find_way(&plan->problem, device, s, &why))
         return na_refuse(plan, "no tiles fit");
     size_workspace(&plan->problem, s);
     natten_status status = load(plan, device, s);
@@ -376,6 +411,9 @@ natten_status na_cuda_sm90_backward_plan(natten_plan *plan)
     }
     int64_t launches = (int64_t)s->parts * s->count * (s->flat ? 1 : s->batches);
     plan->workspace = s->pair_bytes + s->sum_bytes + s->bias_bytes + (size_t)launches * sizeof(int);
+    plan->choices = s->choices;
+    if (plan->choices)
+        snprintf(plan->choice, sizeof plan->choice, "%s", s->adds ? "one kernel" : "several");
     plan->state = s;
     plan->run = na_sm90_run_backward;
     return NATTEN_OK;
@@ -388,7 +426,8 @@ int na_sm90_backward_specials(const natten_problem *p, const na_device *device,
                               na_special specials[NA_SM90_BACKWARD_TEXTS])
 {
     na_sm90_back s;
-    if (find_one_pass(p, device, &s) && !find_passes(p, device, &s))
+    const char *why;
+    if (!find_way(p, device, &s, &why))
         return 0;
     for (int i = 0; i < s.count; i++)
         special_of(p, &s.passes[i], &specials[i]);

@@ -26,7 +26,7 @@ typedef struct na_sm90_pass {
  * gradients every query has a part in, have a pass over the whole map beforehand. */
 typedef struct na_sm90_back {
     na_sm90_pass passes[NA_SM90_MOST_PASSES];
-    int count, adds, flat, parts;
+    int count, adds, flat, parts, choices;
     na_launch delta, convert, bias;
     na_sm90_bias_end bias_arguments; /* but for addresses */
     int64_t batches, kv_heads;

@@ -36,7 +36,7 @@ NA_WORD void put_part(consumer *s, const uint32_t *packed)
         na_store_matrices(to ^ k << 5, packed + 4 * k);
     na_store_fence();
     na_warp_barrier();
-    na_gate_arrive_if(gate(s->base, PART_FULL + part_of(s)), !s->seat.lane);
+    na_gate_arrive_warp(gate(s->base, PART_FULL + part_of(s)), s->seat.lane, 1);
 }
 
 /* Where what this warpgroup will multiply goes. Only one thread wants to know, and no register is
@@ -71,7 +71,7 @@ NA_WORD void multiply_part(consumer *s, float *sums)
     na_product_commit();
     na_product_wait();
     hold(sums, NA_DIM / 2);
-    na_gate_arrive_if(gate(s->base, PART_EMPTY + s->seat.group), !s->seat.lane);
+    na_gate_arrive_warp(gate(s->base, PART_EMPTY + s->seat.group), s->seat.lane, 1);
 }
 
 /* Even columns, then odd ones, of every 8: as matrices hold 4 numbers in a row. */

@@ -17,7 +17,8 @@
  * for. The two warpgroups overlap each other.
  *
  * Parameters: NA_DTYPE, NA_DIM, NA_VALUE_DIM, NA_SUB_0..2, NA_PACK (1 for keys), NA_GROUPS,
- * NA_STACK, NA_TILE_0..2, NA_VISITORS their product, NA_POSITIONS, NA_EXTRA: as in sm90_forward.cu;
+ * NA_STACK, NA_TILE_0..2, NA_VISITORS, NA_HALF_VISITORS, NA_POSITIONS, NA_EXTRA: as in
+ * sm90_forward.cu;
  * NA_SIDE; NA_ADDS; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2;
  * NA_ORDERS; NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS: as there;
  * NA_BIAS_ENTRIES: where d_query is given the gradient of the bias is as well, if it has no more
@@ -26,12 +27,7 @@
 #include "device/words/hopper.h"
 
 #define NA_ARGUMENTS na_sm90_backward
-#define NA_HALF_VISITORS 0
 
-#define NA_PRODUCT scores
-#define NA_PRODUCT_N NA_VISITORS
-#define NA_PRODUCT_B 0
-#include "device/words/wgmma_tmpl.h"
 #define NA_PRODUCT sums
 #define NA_PRODUCT_N NA_DIM
 #define NA_PRODUCT_B 1
@@ -51,8 +47,7 @@
 enum {
     GIVES_SUMS = NA_GIVES & 1,        /* d_query or d_key */
     GIVES_VALUE_SUMS = NA_GIVES >> 1, /* d_value */
-    SCORES = NA_VISITORS / 2,         /* held by a thread */
-    WEIGHTS = NA_VISITORS / 4         /* the same, two in a word */
+    WEIGHTS = NA_VISITORS / 4         /* held by a thread, two in a word */
 };
 
 enum {
@@ -99,10 +94,8 @@ NA_WORD uint32_t visitor_at(int stage, int which)
 #include "device/sm90_produce_back.h"
 #include "device/sm90_rows.h"
 #include "device/sm90_tour.h"
-#define NA_COLUMNS NA_VISITORS
-#include "device/sm90_mask_tmpl.h"
 #if NA_BIAS
-#include "device/sm90_bias_tmpl.h"
+#include "device/sm90_bias.h"
 #endif
 #if NA_BIAS_ENTRIES
 #include "device/sm90_bias_sums.h"
@@ -131,84 +124,13 @@ NA_WORD void hold(float *values, int count)
         na_hold(&values[i]);
 }
 
-/* Begins residents times visitors: of head_dim channels, or of value_dim. */
-NA_WORD void multiply(const consumer *s, float *result, int which, int channels)
-{
-    uint32_t resident = s->base + resident_at(s->seat.group, which);
-    uint32_t visitor = s->base + visitor_at(s->stage.stage, which);
-    hold(result, SCORES);
-    na_product_fence();
-#pragma unroll
-    for (int k = 0; k < (channels + 15) / 16; k++)
-        scores_shared(result, na_matrix(resident + k / 4 * (NA_SM90_ROWS * 128) + k % 4 * 32, 16),
-                      na_matrix(visitor + k / 4 * (NA_VISITORS * 128) + k % 4 * 32, 16), k > 0);
-    na_product_commit();
-}
-
-/* Begins to add weights times visitors of head_dim channels. */
-NA_WORD void add_sums(consumer *s, uint32_t *weights)
-{
-    uint32_t visitor = s->base + visitor_at(s->stage.stage, 0);
-    hold(s->sums, NA_DIM / 2);
-    na_product_fence();
-#pragma unroll
-    for (int k = 0; k < NA_VISITORS / 16; k++)
-        sums_registers(s->sums, weights + 4 * k,
-                       na_matrix(visitor + k * 16 * 128, NA_VISITORS * 128), 1);
-    na_product_commit();
-}
-
-NA_WORD void add_value_sums(consumer *s, uint32_t *weights)
-{
-    uint32_t visitor = s->base + visitor_at(s->stage.stage, 1);
-    hold(s->value_sums, NA_VALUE_DIM / 2);
-    na_product_fence();
-#pragma unroll
-    for (int k = 0; k < NA_VISITORS / 16; k++)
-        value_sums_registers(s->value_sums, weights + 4 * k,
-                             na_matrix(visitor + k * 16 * 128, NA_VISITORS * 128), 1);
-    na_product_commit();
-}
-
-NA_WORD void mask(const na_sm90_backward *p, const consumer *s, float *scores, const int *note,
-                  int kind)
-{
-#if NA_SCALED
-#pragma unroll
-    for (int i = 0; i < SCORES; i++)
-        scores[i] *= p->scale_log2;
-#endif
-    if (NA_EXTRA && kind & EXTRA) {
-        int count = note[2];
-#pragma unroll
-        for (int r = 0; r < 2; r++)
-            NA_JOIN(keep_range_, NA_VISITORS)(&s->seat, scores, r, 0, count);
-    } else if (NA_MASKS && kind >> s->seat.group & MASK) {
-        int at[3] = {note[0], note[1], note[2]};
-        NA_JOIN(mask_, NA_VISITORS)(&p->walk, &s->seat, scores, at, 0);
-    } else if (NA_ADDS && kind >> s->seat.group & MASK) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int token[3], there = find_row(&p->walk, &s->seat, s->seat.row + 8 * r, token);
-            NA_JOIN(keep_range_, NA_VISITORS)(&s->seat, scores, r, 0, there ? NA_VISITORS : 0);
-        }
-    }
-#if NA_BIAS
-    if (!(kind & EXTRA)) {
-        int at[3] = {note[0], note[1], note[2]}, head = s->seat.item->head;
-        head = NA_SIDE ? head * p->walk.share + (kind >> VISIT) : head * NA_PACK;
-        NA_JOIN(add_bias_, NA_VISITORS)(&p->walk, &p->bias, &s->seat, scores, head, at, 0);
-    }
-#endif
-}
-
 /* Of the two columns of 8 that this thread has: lse (which 0) or delta (2). Queries that visit
  * additional tokens are neighbors on the map, not in a dilation group as in a pair. */
-NA_WORD void load_pair(const consumer *s, int n, int which, float *pair)
+NA_WORD void load_pair(const consumer *s, int from, int which, float *pair)
 {
     const float *pairs = (const float *)((const unsigned char *)na_shared() + places().pair +
                                          s->stage.stage * places().pair_bytes);
-    pairs += (8 * n + s->seat.column) * NA_SM90_PAIR + which;
+    pairs += (from + s->seat.column) * NA_SM90_PAIR + which;
     if (NA_MASKS) {
         na_load_8_bytes(pairs, pair);
     } else {
@@ -217,47 +139,9 @@ NA_WORD void load_pair(const consumer *s, int n, int which, float *pair)
     }
 }
 
-/* Scores become weights p. */
-NA_WORD void weigh(const na_sm90_backward *p, const consumer *s, float *scores)
-{
-#pragma unroll
-    for (int n = 0; n < NA_VISITORS / 8; n++) {
-        float lse[2];
-        if (NA_SIDE)
-            load_pair(s, n, 0, lse);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            scores[4 * n + i] = na_exp2(na_fma(scores[4 * n + i], NA_SCALED ? 1 : p->scale_log2,
-                                               NA_SIDE ? -lse[i & 1] : -s->lse[i >> 1]));
-    }
-}
-
-/* Weights of d_query or d_key: ds. */
-NA_WORD void differentiate(const consumer *s, const float *weights, const float *d_weights,
-                           uint32_t *packed)
-{
-#pragma unroll
-    for (int n = 0; n < NA_VISITORS / 8; n++) {
-        float delta[2], d[4];
-        if (NA_SIDE)
-            load_pair(s, n, 2, delta);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            d[i] = weights[4 * n + i] *
-                   (d_weights[4 * n + i] - (NA_SIDE ? delta[i & 1] : s->delta[i >> 1]));
-#if NA_BIAS_ENTRIES
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            *staged(&s->seat, s->seat.row + i / 2 * 8, 8 * n + s->seat.column + i % 2) = d[i];
-#endif
-        packed[2 * n] = na_pack(d[0], d[1]);
-        packed[2 * n + 1] = na_pack(d[2], d[3]);
-    }
-}
-
 NA_WORD void give_stage(const consumer *s)
 {
-    na_gate_arrive_if(gate(s->base, EMPTY + s->stage.stage), !s->seat.lane);
+    na_gate_arrive_warp(gate(s->base, EMPTY + s->stage.stage), s->seat.lane, 1);
 }
 
 #include "device/sm90_adds.h"
@@ -277,55 +161,12 @@ NA_WORD void pass(consumer *s, const int *note, int kind)
     give_stage(s);
 }
 
-/* One tile of visitors. */
-NA_WORD void step(const na_sm90_backward *p, consumer *s, const int *note, int kind)
-{
-    float scores[SCORES], d_weights[SCORES];
-    uint32_t weights[WEIGHTS], packed[WEIGHTS];
-#if NA_BIAS_ENTRIES
-    int at[3] = {note[0], note[1], note[2]};
+#define NA_COLUMNS NA_VISITORS
+#include "device/sm90_step_tmpl.h"
+#if NA_HALF_VISITORS
+#define NA_COLUMNS NA_HALF_VISITORS
+#include "device/sm90_step_tmpl.h"
 #endif
-    multiply(s, scores, 0, NA_DIM);
-    na_gate_wait(gate(s->base, SECOND_FULL + s->stage.stage), s->stage.phase);
-    if (GIVES_SUMS) {
-        multiply(s, d_weights, 1, NA_VALUE_DIM);
-        na_product_wait_first();
-    } else {
-        na_product_wait();
-    }
-    hold(scores, SCORES);
-    mask(p, s, scores, note, kind);
-    weigh(p, s, scores);
-    if (GIVES_VALUE_SUMS) {
-#pragma unroll
-        for (int i = 0; i < WEIGHTS; i++)
-            weights[i] = na_pack(scores[2 * i], scores[2 * i + 1]);
-    }
-    if (GIVES_SUMS) {
-        na_product_wait();
-        hold(d_weights, SCORES);
-    }
-    if (GIVES_VALUE_SUMS)
-        add_value_sums(s, weights);
-    if (GIVES_SUMS) {
-        differentiate(s, scores, d_weights, packed);
-        if (NA_ADDS)
-            put_part(s, packed);
-        add_sums(s, packed);
-    }
-    na_product_wait();
-    if (GIVES_VALUE_SUMS)
-        hold(s->value_sums, NA_VALUE_DIM / 2);
-    if (GIVES_SUMS)
-        hold(s->sums, NA_DIM / 2);
-    if (NA_ADDS)
-        take_target(s, note);
-    give_stage(s);
-#if NA_BIAS_ENTRIES
-    if (!(kind & EXTRA))
-        add_bias_sums(p, &s->seat, at);
-#endif
-}
 
 /* The rows' own numbers, where they are queries. */
 NA_WORD void load_pairs(const na_sm90_backward *p, consumer *s)
@@ -393,7 +234,7 @@ NA_WORD void give_residents(const na_sm90_backward *p, consumer *s)
 #pragma unroll
     for (int g = 0; g < NA_GROUPS; g++)
         if (NA_ADDS || g == s->seat.group)
-            na_gate_arrive_if(gate(s->base, RESIDENT_EMPTY + g), !s->seat.lane);
+            na_gate_arrive_warp(gate(s->base, RESIDENT_EMPTY + g), s->seat.lane, 1);
 }
 
 NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
@@ -413,8 +254,12 @@ NA_WORD void consume(const na_sm90_backward *p, uint32_t base, int group)
             kind = na_uniform(note[NOTE_KIND]);
             if (kind >> group & SKIP)
                 pass(&s, note, kind);
-            else
-                step(p, &s, note, kind);
+#if NA_HALF_VISITORS
+            else if (kind >> group & (UPPER_ONLY | LOWER_ONLY))
+                NA_JOIN(step_, NA_HALF_VISITORS)
+            (p, &s, note, kind, kind >> group & UPPER_ONLY ? NA_HALF_VISITORS : 0);
+#endif
+            else NA_JOIN(step_, NA_VISITORS)(p, &s, note, kind, 0);
             if (NA_ADDS && is_visited(kind))
                 follow_part(p, &s);
             next(&s.stage, NA_STAGES);
@@ -434,7 +279,7 @@ NA_WORD int arrivals_of(int gate)
     if (gate >= ORDER_FULL)
         return gate >= ORDER_EMPTY ? ORDER_TAKERS : SCOUTS;
     if (gate >= PART_EMPTY || (!NA_ADDS && gate >= RESIDENT_EMPTY && gate < FIRST_FULL))
-        return 4;
+        return ARRIVALS / NA_GROUPS;
     return gate >= EMPTY || (gate >= RESIDENT_EMPTY && gate < FIRST_FULL) ? ARRIVALS : 1;
 }
 
@@ -449,7 +294,7 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
     }
     na_barrier();
     if (warpgroup == 0) {
-        NA_REGISTERS_LESS(24);
+        NA_REGISTERS_LESS(NA_GROUPS == 3 ? 32 : 24);
         int warp = na_uniform(na_thread() >> 5);
         if (warp == 0)
             produce(&p, base);
@@ -458,7 +303,7 @@ NA_KERNEL_ALONE(na_sm90_backward_kernel, na_sm90_backward, 128 * (NA_GROUPS + 1)
         else if (na_thread() == 64)
             load_all_residents(&p, base);
     } else {
-        NA_REGISTERS_MORE(240);
+        NA_REGISTERS_MORE(NA_GROUPS == 3 ? 160 : 240);
         consume(&p, base, warpgroup - 1);
     }
 }

@@ -64,6 +64,9 @@ NA_WORD int *note_of(int stage)
 #include "device/sm90_produce.h"
 #include "device/sm90_tour.h"
 #include "device/sm90_rows.h"
+#if NA_BIAS
+#include "device/sm90_bias.h"
+#endif
 
 /* ----------------------------------------------------------------------------------------------
  * the warpgroups that compute */
@@ -86,12 +89,12 @@ NA_WORD float exponent_scale(const na_sm90_forward *p) { return NA_SCALED ? 1 : 
 
 NA_WORD void give_key(consumer *s)
 {
-    na_gate_arrive_if(gate(s->base, KEY_EMPTY + s->key.stage), !s->seat.lane);
+    na_gate_arrive_warp(gate(s->base, KEY_EMPTY + s->key.stage), s->seat.lane, 1);
 }
 
 NA_WORD void give_query(consumer *s)
 {
-    na_gate_arrive_if(gate(s->base, QUERY_EMPTY + s->seat.group), !s->seat.lane && s->holds_query);
+    na_gate_arrive_warp(gate(s->base, QUERY_EMPTY + s->seat.group), s->seat.lane, s->holds_query);
     s->holds_query = 0;
 }
 
@@ -108,7 +111,7 @@ NA_WORD void leave_out(consumer *s)
         /* Once the first lane has arrived, the gate may turn twice: whoever still waited at it
          * would do so for ever. */
         na_warp_barrier();
-        na_gate_arrive_if(gate(s->base, VALUE_EMPTY + before), !s->seat.lane);
+        na_gate_arrive_warp(gate(s->base, VALUE_EMPTY + before), s->seat.lane, 1);
     }
     s->owes_value = 1;
 }
@@ -117,7 +120,7 @@ NA_WORD void leave_out(consumer *s)
 NA_WORD void give_owed_value(consumer *s)
 {
     int before = s->value.stage ? s->value.stage - 1 : NA_VALUE_STAGES - 1;
-    na_gate_arrive_if(gate(s->base, VALUE_EMPTY + before), !s->seat.lane && s->owes_value);
+    na_gate_arrive_warp(gate(s->base, VALUE_EMPTY + before), s->seat.lane, s->owes_value);
     s->owes_value = 0;
 }
 
@@ -199,7 +202,7 @@ NA_WORD int arrivals_of(int gate)
     if (gate >= ORDER_FULL)
         return gate >= ORDER_EMPTY ? ORDER_TAKERS : SCOUTS;
     if (gate >= QUERY_EMPTY && gate < KEY_FULL)
-        return 4;
+        return ARRIVALS / NA_GROUPS;
     return (gate >= KEY_EMPTY && gate < VALUE_FULL) || (gate >= VALUE_EMPTY && gate < ORDER_FULL)
                ? ARRIVALS
                : 1;

@@ -37,8 +37,9 @@ NA_INLINE na_sm90_shared na_sm90_shared_of(int groups, int dim, int value_dim, i
     at.value = at.key + key_stages * at.key_bytes;
     at.note = at.value + value_stages * at.value_bytes;
     at.gate = at.note + key_stages * NA_SM90_NOTE_BYTES;
-    at.order = at.gate + 16 * (groups + key_stages + value_stages + orders);
-    at.item = at.order + orders * order_bytes;
+    at.item = na_sm90_items_at(at.gate + 16 * (groups + key_stages + value_stages + orders),
+                               orders * order_bytes);
+    at.order = at.item - orders * order_bytes;
     at.table = at.item + groups * NA_SM90_ITEM_WORDS * 4;
     at.bytes = at.table + groups * table_words * 4;
     return at;

@@ -33,7 +33,7 @@ enum {
     OUTER = NA_TILE_0 > 1 ? 2 : 0,
     MIDDLE = NA_TILE_0 > 1 ? 0 : 1,
     INNER = NA_TILE_0 > 1 ? 1 : 2,
-    ARRIVALS = 4 * NA_GROUPS, /* of warps */
+    ARRIVALS = (NA_EVERY_LANE_ARRIVES ? 128 : 4) * NA_GROUPS, /* of all that compute */
     SCOUTS = 32,
     ORDER_TAKERS = 128 * NA_GROUPS + 32 + 1 /* threads */
 };

@@ -127,7 +127,7 @@ NA_WORD void NA_JOIN(tile_, NA_COLUMNS)(const na_sm90_forward *p, consumer *s, c
     na_gate_wait(gate(s->base, VALUE_FULL + s->value.stage), s->value.phase);
     NA_JOIN(add_values_, NA_COLUMNS)(s, weights, from);
     give_owed_value(s);
-    na_gate_arrive_if(gate(s->base, VALUE_EMPTY + s->value.stage), !s->seat.lane);
+    na_gate_arrive_warp(gate(s->base, VALUE_EMPTY + s->value.stage), s->seat.lane, 1);
 }
 
 #undef NA_COLUMNS

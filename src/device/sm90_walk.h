@@ -55,6 +55,13 @@ NA_INLINE int na_sm90_order_bytes(int groups, int rows, int positions)
     return (NA_SM90_ITEM_WORDS + 3) * 4 + 2 * groups * (positions ? 2 * rows : 4 * 4);
 }
 
+/* Where items lie, which follow orders that may begin at `free`: at a multiple of 16 bytes, as
+ * compilers load so many at a time, and would load a neighbor's with them. */
+NA_INLINE int na_sm90_items_at(int free, int bytes_of_orders)
+{
+    return (free + bytes_of_orders + 15) / 16 * 16;
+}
+
 /* Bytes of so many tokens' channels in shared memory. */
 NA_INLINE int na_sm90_bytes(int tokens, int channels)
 {

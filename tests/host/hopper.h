@@ -29,7 +29,15 @@ NA_WORD uint32_t na_shared_address(const void *place)
 }
 
 /* ----------------------------------------------------------------------------------------------
- * gates */
+ * barriers and gates */
+
+NA_WORD void na_group_barrier(int name) { na_host_barrier(name, 128); }
+
+NA_WORD void na_warp_barrier(void)
+{
+    char none = 0;
+    na_host_warp("na_warp_barrier", &none, 1);
+}
 
 typedef struct na_host_gate {
     uint16_t count, pending;
@@ -87,9 +95,9 @@ NA_WORD void na_gate_arrive(uint32_t gate)
     na_host_gate_turn(g);
 }
 
-NA_WORD void na_gate_arrive_if(uint32_t gate, int condition)
+NA_WORD void na_gate_arrive_warp(uint32_t gate, int lane, int condition)
 {
-    if (condition)
+    if (condition && (NA_EVERY_LANE_ARRIVES || lane == 0))
         na_gate_arrive(gate);
 }
 
@@ -354,13 +362,6 @@ NA_WORD void na_keep(uint32_t *value) { (void)value; }
  * the rest */
 
 NA_WORD int na_count_up(int *counter) { return (*counter)++; }
-NA_WORD void na_group_barrier(int name) { na_host_barrier(name, 128); }
-
-NA_WORD void na_warp_barrier(void)
-{
-    char none = 0;
-    na_host_warp("na_warp_barrier", &none, 1);
-}
 
 #define NA_REGISTERS_LESS(count) na_host_keep_registers(count)
 #define NA_REGISTERS_MORE(count) na_host_keep_registers(count)

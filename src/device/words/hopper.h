@@ -2,7 +2,7 @@
  * Device words of sm_90a: barriers in shared memory, boxes copied by tensor maps, products of a
  * warpgroup (128 threads). Shared memory is addressed by 32-bit numbers.
  *
- * Parameter: NA_DTYPE, NATTEN_F16 or NATTEN_BF16. */
+ * Parameters: NA_DTYPE, NATTEN_F16 or NATTEN_BF16; NA_EVERY_LANE_ARRIVES, 0 or 1. */
 #ifndef NATTEN_DEVICE_HOPPER_H
 #define NATTEN_DEVICE_HOPPER_H
 
@@ -50,12 +50,16 @@ NA_WORD void na_gate_arrive(uint32_t gate)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(gate) : "memory");
 }
 
-/* Not an `if`: a branch between products makes the compiler wait for each of them. */
-NA_WORD void na_gate_arrive_if(uint32_t gate, int condition)
+/* For a whole warp, all of whose lanes are done with what the gate guards: its first lane arrives,
+ * if the condition holds. Not an `if`: a branch between products makes the compiler wait for each
+ * of them. The barrier costs nothing where lanes go together, and is what the memory model wants.
+ * With NA_EVERY_LANE_ARRIVES all lanes arrive, for a tool that watches threads one by one. */
+NA_WORD void na_gate_arrive_warp(uint32_t gate, int lane, int condition)
 {
+    __syncwarp();
     asm volatile("{.reg .pred p; setp.ne.s32 p, %1, 0;"
                  " @p mbarrier.arrive.shared::cta.b64 _, [%0];}" ::"r"(gate),
-                 "r"(condition)
+                 "r"((int)(condition && (NA_EVERY_LANE_ARRIVES || lane == 0)))
                  : "memory");
 }
 
