@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * How much memory a run takes beside its tensors: on a map of four million tokens, per thread, at
- * most twice the packed key rows of a tile, 4 bytes for each token of each head, and 4 MiB; for
- * half types one float32 copy of the gradients of keys and values as well. */
+ * How much memory a plan and a run take beside the tensors: on large maps, per thread, at most
+ * twice the packed key rows of a tile, 4 bytes for each token of each head, and 4 MiB; for half
+ * types one float32 copy of the gradients of keys and values as well. (On 3-D maps whose planes are
+ * small threads keep whole ones, up to 8 MiB.) */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,8 +61,21 @@ static double allowed_bytes(const natten_problem *p)
     return bytes;
 }
 
+/* With a kernel, or as front ends go. */
+static natten_status compute(const natten_problem *p, const natten_run *run, const char *kernel)
+{
+    natten_plan *plan;
+    if (!kernel)
+        return natten_compute(p, run);
+    natten_status status = natten_plan_create(p, kernel, &plan);
+    if (status == NATTEN_OK)
+        status = natten_plan_run(plan, run);
+    natten_plan_destroy(plan);
+    return status;
+}
+
 /* 1: it took no more than allowed. */
-static int keeps_bounds(const char *text, natten_op op)
+static int keeps_bounds(const char *text, natten_op op, const char *kernel)
 {
     test_problem test;
     natten_problem p;
@@ -83,21 +97,21 @@ static int keeps_bounds(const char *text, natten_op op)
     if (!reset_peak())
         return 0;
     const long before = kilobytes("VmRSS:");
-    const int done = natten_compute(&p, &run) == NATTEN_OK;
+    const int done = compute(&p, &run, kernel) == NATTEN_OK;
     const double extra = 1024.0 * (double)(kilobytes("VmHWM:") - before);
-    printf("%s_%s: %.1f MiB beside the tensors, %.1f allowed\n", op_name(op), text, extra / 0x1p20,
-           allowed_bytes(&p) / 0x1p20);
+    printf("%s_%s%s%s: %.1f MiB beside the tensors, %.1f allowed\n", op_name(op), text,
+           kernel ? " by " : "", kernel ? kernel : "", extra / 0x1p20, allowed_bytes(&p) / 0x1p20);
     return done && before > 0 && extra <= allowed_bytes(&p);
 }
 
 /* In a process of its own, which has no memory from earlier runs to use again. */
-static void test_op(const char *text, natten_op op)
+static void test_op(const char *text, natten_op op, const char *kernel)
 {
     int status = -1;
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
-        const int good = keeps_bounds(text, op);
+        const int good = keeps_bounds(text, op, kernel);
         fflush(stdout);
         _exit(!good);
     }
@@ -105,19 +119,47 @@ static void test_op(const char *text, natten_op op)
     CHECK(status == 0);
 }
 
+/* The forward by each kernel that takes the problem, but for the reference, which takes nothing. */
+static void test_kernels(const char *text)
+{
+    test_problem test;
+    natten_problem p;
+    const char *name;
+    int takers = 0;
+    CHECK(problem_parse(text, &test) == NULL && problem_of_op(&test, NATTEN_FORWARD, &p));
+    for (size_t i = 0; (name = natten_kernel_name(i)); i++) {
+        natten_plan *plan;
+        if (strstr(name, "reference") || natten_plan_create(&p, name, &plan) != NATTEN_OK)
+            continue;
+        natten_plan_destroy(plan);
+        test_op(text, NATTEN_FORWARD, name);
+        takers++;
+    }
+    CHECK(takers > 0);
+}
+
 int main(void)
 {
     static const char *const problems[] = {"b1h1d16_2048x2048_w7x7_lse", "b1h1d16_1048576_w65_lse",
                                            "b1h1d16_64x256x256_w3x5x5_lse",
                                            "b1h1d16_1024x1024_w7x7_lse_bf16"};
+    /* bfloat16 has kernels of its own. Of the last one AMX makes 294 masks. */
+    static const char *const halves[] = {
+        "b1h1d16_1024x1024_w7x7_lse_bf16", "b1h1d32_262144_w65_c1_lse_bf16",
+        "b1h1d32_8x256x256_w3x5x5_lse_bf16", "b1h1d32_256x256_w31x31_s7x11_c11_bf16"};
+    if (!reset_peak()) {
+        unit_test("memory");
+        unit_skip("no peak of this process's memory is to be had, or a sanitizer adds to it");
+        return unit_end("test_footprint");
+    }
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++)
         for (natten_op op = NATTEN_FORWARD; op <= NATTEN_BACKWARD; op++) {
             unit_test(problems[i]);
-            if (reset_peak())
-                test_op(problems[i], op);
-            else
-                unit_skip(
-                    "no peak of this process's memory is to be had, or a sanitizer adds to it");
+            test_op(problems[i], op, NULL);
         }
+    for (size_t i = 0; i < sizeof halves / sizeof *halves; i++) {
+        unit_test(halves[i]);
+        test_kernels(halves[i]);
+    }
     return unit_end("test_footprint");
 }
