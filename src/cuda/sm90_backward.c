@@ -298,6 +298,7 @@ static natten_status load_pass(natten_plan *plan, const na_device *device, na_sm
     na_sm90_backward arguments;
     if (!na_sm90_pass_arguments(&p, s->flat, pass, &arguments))
         return na_refuse(plan, "too many tiles");
+    pass->largest = arguments.walk;
     int items = arguments.walk.items, blocks = device->multiprocessors;
     special_of(&p, pass, &special);
     pass->launch.blocks = items < blocks ? items : blocks;

@@ -13,6 +13,7 @@ typedef struct na_sm90_pass {
     na_sm90_config config;
     int of_extra; /* residents are the additional tokens */
     na_launch launch;
+    na_sm90_walk largest; /* over what bounds the sizes, in the first turn */
 } na_sm90_pass;
 
 /* Where d_query, or a bias' gradient of many entries, is added up, memory may not suffice for all

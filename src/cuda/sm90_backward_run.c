@@ -95,7 +95,7 @@ int64_t na_sm90_share_count(const natten_problem *turn, const na_sm90_back *back
 /* A turn, or a part of it: its problem, and addresses that begin with it. */
 typedef struct turn {
     const na_sm90_back *back;
-    natten_problem whole, problem;
+    natten_problem problem;
     natten_run run;
     float *pairs, *sums, *shares;
     int *counters, launches; /* of a pass over a part */
@@ -119,7 +119,7 @@ static turn turn_of(const natten_plan *plan, const natten_run *run, int64_t batc
 {
     const natten_problem *p = &plan->problem;
     turn t = {.back = plan->state, .run = *run};
-    t.whole = t.problem = na_sm90_turn(p, t.back, batch, kv_head);
+    t.problem = na_sm90_turn(p, t.back, batch, kv_head);
     for (int role = 0; role < NATTEN_ROLES; role++) {
         const natten_layout *layout = &p->layout[role];
         int64_t head = is_of_queries(role) ? kv_head * (p->heads / p->kv_heads) : kv_head;
@@ -137,7 +137,7 @@ static turn part_of(const turn *whole, int number)
 {
     turn t = *whole;
     int64_t first[NATTEN_ROLES];
-    na_sm90_part(&whole->whole, number, &t.problem, first);
+    na_sm90_part(&whole->problem, number, &t.problem, first);
     for (int role = 0; role < NATTEN_ROLES; role++)
         shift(&t.run, &t.problem, role, first[role]);
     t.shares += number * t.problem.batch * na_sm90_share_count(&t.problem, t.back);
@@ -185,15 +185,14 @@ static natten_status map_residents(const natten_problem *p, const na_sm90_pass *
 }
 
 /* All parts have as many items as the largest, some of them empty: shares of a bias' gradient lie
- * alike. */
-static void even_out(const turn *t, const na_sm90_pass *pass, na_sm90_walk *walk)
+ * alike. The last turns have fewer heads, or batches. */
+static void even_out(const turn *t, const na_sm90_walk *largest, na_sm90_walk *walk)
 {
-    const natten_problem sized = na_sm90_pass_problem(&t->whole, pass);
-    na_sm90_backward arguments;
-    na_sm90_pass_arguments(&sized, t->back->flat, pass, &arguments);
-    walk->items = arguments.walk.items;
+    const int batches = walk->flat ? (int)t->problem.batch : 1;
+    const int first_batches = walk->flat ? (int)t->back->batches : 1;
+    walk->items = largest->items / (largest->heads * first_batches) * (walk->heads * batches);
     for (int a = 0; a < 3; a++)
-        walk->axis[a].tiles = arguments.walk.axis[a].tiles;
+        walk->axis[a].tiles = largest->axis[a].tiles;
 }
 
 static natten_status run_pass(const turn *t, const na_sm90_pass *pass, int batch, int *counter)
@@ -205,7 +204,7 @@ static natten_status run_pass(const turn *t, const na_sm90_pass *pass, int batch
     na_sm90_boxes boxes = {.heads = 1};
     char *data[NATTEN_ROLES];
     na_sm90_pass_arguments(p, t->back->flat, pass, &arguments);
-    even_out(t, pass, &arguments.walk);
+    even_out(t, &pass->largest, &arguments.walk);
     na_sm90_addresses(p, &t->run, batch, data);
     boxes.flat = arguments.walk.flat;
     for (int a = 0; a < 3; a++) {
