@@ -225,7 +225,9 @@ static natten_status run_pass(const turn *t, const na_sm90_pass *pass, int batch
     if (status == NATTEN_OK && pass->config.what == NA_SM90_D_ALL)
         status = na_sm90_map_sums(&mapped, &boxes, t->sums + batch * na_sm90_sum_count(p),
                                   &arguments.d_query);
-    return status == NATTEN_OK ? na_launch_run(&pass->launch, t->run.stream, &arguments) : status;
+    na_launch launch = pass->launch; /* of the last turns, smaller */
+    launch.blocks = least(launch.blocks, arguments.walk.items);
+    return status == NATTEN_OK ? na_launch_run(&launch, t->run.stream, &arguments) : status;
 }
 
 static natten_status run_delta(const turn *t)
