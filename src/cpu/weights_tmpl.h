@@ -224,8 +224,9 @@ static weights load_weights(const tile *t, const tensor *attn, int64_t slots, re
     return w;
 }
 
-/* Values (or sums) of one block of spans, so that they stay in the first-level cache. */
-enum { VALUE_BYTES = 24 << 10 };
+/* Values (or sums) of one block of spans: they stay in the second-level cache. Each block goes
+ * through the weights of all lanes, which lie far apart: the more of a lane at once, the better. */
+enum { VALUE_BYTES = 256 << 10 };
 
 /* The end of a block of spans from `begin` on: the slots of each row follow one another. Sets where
  * each row's weights begin. */
