@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from natten.functional import na1d, na2d, na3d
 
 HERE = Path(__file__).parent
+SDPA = ("sdpa", "sdpa, boolean")  # its mask as what is added to scores, and as a boolean
 MEMORY_LIMIT = 3e9  # bytes an alternative may need for its largest tensors
 
 
@@ -152,6 +153,7 @@ class Contenders:
         gathered = 8.0 * p.batch * p.tokens * p.slots * p.heads * p.dim
         needs = {
             "sdpa": 4.0 * p.tokens**2,
+            "sdpa, boolean": 4.0 * p.tokens**2,  # which it turns into the other at each call
             "flex": 1.0 * p.tokens**2,
             "gather": gathered,
             "gather, compiled": gathered,
@@ -164,7 +166,8 @@ class Contenders:
         if "sdpa" in self.names:
             seen = torch.zeros((p.tokens, p.tokens), dtype=torch.bool)
             seen.scatter_(1, index, True)
-            self.mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+            added = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+            self.masks = dict(zip(SDPA, (added, seen), strict=True))
         # Heads first, as SDPA and FlexAttention want them; not timed.
         self.heads_first = [t.flatten(1, -3).transpose(1, 2).contiguous() for t in self.inputs]
         self.compiled = torch.compile(self.gather, dynamic=False)
@@ -196,8 +199,8 @@ class Contenders:
         if name == "natten":
             function = (na1d, na2d, na3d)[len(p.extents) - 1]
             return function(*inputs, p.window, dilation=p.dilation, is_causal=p.causal)
-        if name == "sdpa":
-            return F.scaled_dot_product_attention(*inputs, attn_mask=self.mask)
+        if name in SDPA:
+            return F.scaled_dot_product_attention(*inputs, attn_mask=self.masks[name])
         if name == "flex":
             return self.flex(*inputs)
         if name == "gather":
@@ -225,7 +228,7 @@ class Contenders:
         return out
 
     def inputs_of(self, name: str) -> list[torch.Tensor]:
-        return self.heads_first if name in ("sdpa", "flex") else self.inputs
+        return self.heads_first if name in (*SDPA, "flex") else self.inputs
 
     def forward(self, name: str) -> torch.Tensor:
         with torch.no_grad():
@@ -235,7 +238,7 @@ class Contenders:
         inputs = [t.detach().requires_grad_() for t in self.inputs_of(name)]
         out = self.call(name, inputs)
         grad = self.grad
-        if name == "sdpa":
+        if name in SDPA:
             grad = grad.flatten(1, -3).transpose(1, 2)
         return list(torch.autograd.grad(out, inputs, grad))
 
@@ -245,12 +248,12 @@ class Contenders:
         gradients = self.both("natten")
         for name in self.names[1:]:
             out = self.forward(name)
-            if name in ("sdpa", "flex"):
+            if name in (*SDPA, "flex"):
                 out = out.transpose(1, 2).view(expected.shape)
             torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
             if name not in self.trainable():
                 continue
             for mine, theirs in zip(gradients, self.both(name), strict=True):
-                if name == "sdpa":
+                if name in SDPA:
                     theirs = theirs.transpose(1, 2).view(mine.shape)
                 torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ NAMES = {
     "C -O3": "C `-O3`",
     "C -Ofast native": "C, fast-math, native",
     "sdpa": "SDPA, dense mask",
+    "sdpa, boolean": "SDPA, boolean mask",
     "flex": "FlexAttention, compiled",
     "gather": "gather + einsum",
     "gather, compiled": "the same, compiled",
