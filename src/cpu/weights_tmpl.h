@@ -13,7 +13,7 @@ typedef struct tile {
     int cut;                     /* 1: causal axes 0 or 1 forbid some row's slots */
     int masked;                  /* 1: causal axis 2 forbids some lane's slots */
     na_window z, y[NA_ROWS];     /* windows of the rows */
-    int ahead[NA_ROWS];          /* keys of axis 1 from row 0's window to the row's */
+    int64_t before[NA_ROWS];     /* slots of row 0's window before the row's, and its offset */
     int bias_z, bias_y[NA_ROWS]; /* place of the rows' windows in axes 0, 1 of a bias */
     int count;                   /* of spans */
     na_span *spans;
@@ -36,7 +36,8 @@ static tile tile_of_task(const na_geometry *g, const na_work *work)
         t.bias_y[r] = (t.y[r].first - y) / (int)ay->dilation + (int)ay->window - 1;
         t.cut |= t.y[r].count != ay->window;
         t.y[r].first -= (int)ay->key_origin;
-        t.ahead[r] = (t.y[r].first - t.y[0].first) / (int)ay->dilation;
+        t.before[r] = (t.y[r].first - t.y[0].first) / ay->dilation * g->axis[2].window +
+                      work->block->offset[r / work->heads];
     }
     return t;
 }
@@ -86,10 +87,7 @@ static place place_of(const tile *t, const na_span *span)
 /* The slot of a span's first key for tile row r. */
 static inline int64_t slot_of(const tile *t, const na_span *span, place p, int row)
 {
-    if (span->z < 0)
-        return p.slot;
-    return p.slot - t->ahead[row] * t->geometry->axis[2].window -
-           t->work->block->offset[row / t->work->heads];
+    return span->z < 0 ? p.slot : p.slot - t->before[row];
 }
 
 /* Where the first lane of tile row r is in a tensor of queries. */
