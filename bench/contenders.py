@@ -170,6 +170,8 @@ class Contenders:
             self.masks = dict(zip(SDPA, (added, seen), strict=True))
         # Heads first, as SDPA and FlexAttention want them; not timed.
         self.heads_first = [t.flatten(1, -3).transpose(1, 2).contiguous() for t in self.inputs]
+        # Or the compiler stops after some problems and leaves the rest as it is.
+        torch._dynamo.reset()
         self.compiled = torch.compile(self.gather, dynamic=False)
         if "flex" in self.names:
             self.make_flex(index)
