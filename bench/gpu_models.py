@@ -12,6 +12,7 @@ small on the CPU, not compiled: it proves this program, and times nothing."""
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import math
@@ -40,6 +41,12 @@ STEPS, ROUNDS = 4, 5
 Extents = tuple[int, ...]
 
 
+@functools.cache
+def neighborhood(extents: Extents, window: Extents, dilation: Extents, device: str) -> Neighborhood:
+    """Shared by layers of one kind: each of its own would be compiled anew, for minutes."""
+    return Neighborhood(extents, window, dilation, device, device == "cuda")
+
+
 class Attention(nn.Module):
     """Of maps of one size, by one of the contenders."""
 
@@ -60,7 +67,7 @@ class Attention(nn.Module):
         shape = (heads, *(2 * w - 1 for w in window))
         self.rpb = nn.Parameter(torch.randn(shape) * 0.02) if bias and by != "dense" else None
         if by == "flex":
-            self.neighborhood = Neighborhood(extents, window, dilation, device, device == "cuda")
+            self.neighborhood = neighborhood(extents, window, dilation, device)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
