@@ -126,8 +126,9 @@ static const line *line_of(planner *s, int a, int sub, int groups, int tile, int
  * judging */
 
 /* Measured on an H100: TFLOP/s with 128 channels, by 16 visitors of a tile; fewer visitors wait
- * longer for the same things. With fewer channels the softmax, whose cost does not depend on them,
- * takes its share: of the forward 480 with 64, 300 with 32. */
+ * longer for the same things, and warpgroups for each other the less the more there are. Halves of
+ * tiles of d_query cost a little, small ones more. With fewer channels the softmax, whose cost does
+ * not depend on them, takes its share: of the forward 480 with 64, 300 with 32. */
 static double raw_rate(const na_sm90_config *c, int channels)
 {
     static const double by_visitors[][9] = {

@@ -109,7 +109,7 @@ NA_INLINE na_sm90_back_shared na_sm90_back_shared_of(int side, int adds, int gro
     at.gate = at.target + (adds ? groups * NA_SM90_TARGET_BYTES : 0);
     at.order = at.gate + 8 * (2 * (groups + orders) + 3 * stages + (adds ? 2 * NA_SM90_PARTS : 0));
     at.item = at.order + orders * (order_bytes - 4 * adds);
-    if (!adds) { /* where room is shorter than the time to load an item */
+    if (!adds) { /* else there is no byte to spare */
         at.item = na_sm90_items_at(at.order, orders * order_bytes);
         at.order = at.item - orders * order_bytes;
     }
