@@ -73,6 +73,7 @@ static void ways(void)
         {"b1h2d16_40_w9_d4_bf16_kvp_choice1", "heads of keys at a time\n"},
         {"b4h16d64_128x128_w13x13_bf16_kvp", "every time, as that is expected to take less time\n"},
         {"b1h24d128_256x256_w80x80_bf16_kvp", "(choice 0 of 2: one kernel)"},
+        {"b1h24d128_256x256_w80x80_add40_bf16_kvp", "(choice 0 of 2: one kernel)"},
         {"b1h24d128_256x256_w80x80_bf16_kvp_choice2", "(choice 2 of 2: several)"},
         {"b1h24d128_256x256_w80x80_bf16_kvp_choice2", "every time, as that choice is asked for\n"},
         {"b1h2d16_40x41_w33x33_rpb_bf16_kvp_little",
@@ -178,7 +179,9 @@ static void workspace(void)
 /* ----------------------------------------------------------------------------------------------
  * beforehand */
 
-/* Plans a forward in a folder of its own; how many kernels are there in the end. */
+/* Plans a forward, and the backward by itself, in a folder of its own; how many kernels are there
+ * in the end. Those that were compiled beforehand are those that the backward takes, or it would
+ * add others. */
 static int prepared(const char *text)
 {
     char folder[] = "/tmp/natten-ahead-XXXXXX", command[128];
@@ -191,7 +194,11 @@ static int prepared(const char *text)
         natten_plan *plan;
         problem.roles |= natten_bit(NATTEN_LSE);
         natten_problem_pack(&problem, NATTEN_HEADS_LAST);
-        exit(natten_plan_create(&problem, "cuda-sm90-forward", &plan) != NATTEN_OK);
+        if (natten_plan_create(&problem, "cuda-sm90-forward", &plan) != NATTEN_OK)
+            exit(1);
+        problem = problem_of(text, NATTEN_BACKWARD);
+        problem.choice = 0;
+        exit(natten_plan_create(&problem, name, &plan) != NATTEN_OK);
     }
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
     CHECK(WEXITSTATUS(status) == 0);
@@ -207,8 +214,9 @@ static int prepared(const char *text)
 static void ahead(void)
 {
     unit_test("the backward's kernels are compiled while the forward runs");
-    CHECK(prepared("b1h2d16_40_w9_bf16") == 1 + 3); /* d_query, d_key and d_value, delta */
-    CHECK(prepared("b1h2d16_40_w9_bf16_kvp_choice1") == 1 + 3); /* all, delta, d_query's rounding */
+    CHECK(prepared("b1h2d16_40_w9_bf16") == 1 + 3);     /* d_query, d_key and d_value, delta */
+    CHECK(prepared("b1h2d16_40_w9_bf16_kvp") == 1 + 3); /* all, delta, d_query's rounding */
+    CHECK(prepared("b1h2d16_40_w9_bf16_kvp_choice2") == 1 + 3); /* the choice is the forward's */
     CHECK(prepared("b1h2d16_9x10_w3x3_add3_bf16") == 1 + 4);    /* and the additional tokens' */
     CHECK(prepared("b1h2d16_9x10_w3x3_rpb_bf16_kvp") == 1 + 4); /* and the bias' */
     CHECK(prepared("b1h2d16_40_w3_d10_bf16_kvp") == 1 + 3);     /* parts share them */

@@ -177,8 +177,9 @@ static const char *find_one_pass(const natten_problem *p, const na_device *devic
 
 enum { ONE_KERNEL = 1, SEVERAL = 2 }; /* choices, where KV parallelism is possible */
 
-/* What the passes are expected to take; with sums in memory, which are cleared, read and turned
- * into d_query, also that. */
+/* What the passes are expected to take, but for that of additional tokens, which both ways have and
+ * of which the planner knows nothing; with sums in memory, which are cleared, read and turned into
+ * d_query, also that. */
 static double seconds_of(const natten_problem *p, const na_sm90_back *s)
 {
     const double bytes_of_a_sum = 10, bytes_per_second = 2.5e12;
@@ -186,7 +187,7 @@ static double seconds_of(const natten_problem *p, const na_sm90_back *s)
                                    bytes_per_second
                              : 0;
     for (int i = 0; i < s->count; i++)
-        seconds += s->passes[i].config.seconds;
+        seconds += s->passes[i].of_extra ? 0 : s->passes[i].config.seconds;
     return seconds;
 }
 
@@ -455,6 +456,7 @@ void na_sm90_prepare_backward(const natten_plan *plan, const na_device *device)
         }
     p->roles &= ~natten_bit(NATTEN_D_LSE);
     p->op = NATTEN_BACKWARD;
+    p->choice = 0; /* the forward's is none of its */
     int count = 0;
     if (check(&back) == NATTEN_OK)
         count = na_sm90_backward_specials(p, device, specials);
