@@ -254,8 +254,9 @@ NATTEN_API size_t natten_plan_workspace(const natten_plan *plan);
 /* How many ways of doing it the plan's kernel knows besides the one it takes by itself: its
  * problem's `choice` may be 1 to that many. And the way that this plan takes, in words. What the
  * choices are depends on the problem, the device and the version of the library. Each gives the
- * same bits again and again, for any number of threads; two that differ in more than threads may
- * take sums in another order, and so differ in last bits. */
+ * same bits again and again, for any number of threads, but for d_query where
+ * NATTEN_PREFER_KV_PARALLEL is set; two that differ in more than threads may take sums in another
+ * order, and so differ in last bits. */
 NATTEN_API int64_t natten_plan_choices(const natten_plan *plan);
 NATTEN_API const char *natten_plan_choice(const natten_plan *plan);
 
