@@ -14,15 +14,14 @@
  * and so is what they give.
  *
  * Products of a step: s and d_out . value side by side, then the sums; at its end all is waited
- * for. The two warpgroups overlap each other.
+ * for. The warpgroups overlap each other.
  *
  * Parameters: NA_DTYPE, NA_DIM, NA_VALUE_DIM, NA_SUB_0..2, NA_PACK (1 for keys), NA_GROUPS,
- * NA_STACK, NA_TILE_0..2, NA_VISITORS, NA_HALF_VISITORS, NA_POSITIONS, NA_EXTRA: as in
- * sm90_forward.cu;
- * NA_SIDE; NA_ADDS; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES, at least 2;
- * NA_ORDERS; NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS: as there;
- * NA_BIAS_ENTRIES: where d_query is given the gradient of the bias is as well, if it has no more
- * entries, or with -1 however many it has; 0: it is not. */
+ * NA_STACK, NA_TILE_0..2, NA_VISITORS, NA_HALF_VISITORS (0 for keys), NA_POSITIONS, NA_EXTRA: as in
+ * sm90_forward.cu; NA_SIDE; NA_ADDS; NA_GIVES, 1 d_key, 2 d_value, 3 both (d_query: 1); NA_STAGES,
+ * at least 2; NA_ORDERS; NA_MASKS, 0 where every visitor meets every resident; NA_SCALED, NA_BIAS:
+ * as there; NA_BIAS_ENTRIES: where d_query is given the gradient of the bias is as well, if it has
+ * no more entries, or with -1 however many it has; 0: it is not. */
 #include "device/sm90_backward.h"
 #include "device/words/hopper.h"
 
@@ -146,8 +145,8 @@ NA_WORD void give_stage(const consumer *s)
 
 #include "device/sm90_adds.h"
 
-/* A tile that the warpgroup leaves out can be given back before all of it has come: the other
- * warpgroup waits for it, or nothing was loaded. */
+/* A tile that the warpgroup leaves out can be given back before all of it has come: another
+ * one waits for it, or nothing was loaded. */
 NA_WORD void pass(consumer *s, const int *note, int kind)
 {
     uint32_t none[WEIGHTS];

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * Where the entries of a relative position bias lie, for the Hopper kernels. An entry's place
  * follows from how far the key is from the query, so along each axis it is a sum of what the
- * resident, the tile and the place in the tile give. */
+ * resident, the tile and the place in the tile give.
+ *
+ * Parameters: those of sm90_items.h. */
+
 /* Entries go up with the key's place: with a visitor's, or down. */
 NA_WORD int step_of(const na_sm90_bias *bias, int axis)
 {

@@ -3,6 +3,7 @@
  * of pairs that do not meet -infinity, get the entry of their pair added (places: sm90_bias.h).
  *
  * Parameter: NA_COLUMNS, as in sm90_mask_tmpl.h. Gives add_bias_<columns>. */
+
 NA_WORD void NA_JOIN(add_bias_, NA_COLUMNS)(const na_sm90_walk *p, const na_sm90_bias *bias,
                                             const seat *s, float *scores, int head, const int *at,
                                             int from)

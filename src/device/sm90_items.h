@@ -4,8 +4,8 @@
  *
  * Parameters: NA_SIDE, 0 where residents are queries, 1 where they are keys; NA_SUB_0..2, NA_PACK,
  * NA_GROUPS, NA_STACK, NA_TILE_0..2, NA_POSITIONS, NA_BIAS (sm90_forward.cu has them);
- * NA_BIAS_ENTRIES (sm90_backward.cu); NA_ADDS, 1 where what residents that are not there give would
- * be added to something (sm90_adds.h). */
+ * NA_BIAS_ENTRIES (sm90_backward.cu); NA_EVERY_LANE_ARRIVES (words/hopper.h); NA_ADDS, 1 where what
+ * residents that are not there give would be added to something (sm90_adds.h). */
 #ifndef NA_ADDS
 #define NA_ADDS 0
 #endif
