@@ -51,14 +51,23 @@ static int64_t bias_entry(const na_geometry *g, const na_work *work, const na_sp
     return entry - (g->across ? work->block->offset[row / work->heads] : 0);
 }
 
+/* The entries of all lanes, of which `bias` is a lane's whose own bias is 0; `step` holds the
+ * lanes' bias_step. There is room for a vector behind the last entry. */
+static ALWAYS_INLINE vec bias_of_lanes(const na_lanes *lanes, const real *bias, vec_index step)
+{
+    bias += lanes->bias_low;
+    return lanes->uniform           ? vec_set1(*bias)
+           : lanes->bias_reach < VL ? vec_permute(step, vec_loadu(bias))
+                                    : vec_gather(bias, step);
+}
+
 /* Sets the scores of a span, [key][width lanes], to the bias from its first key's entry on. In half
  * tiles each store runs into the next key's place, which is written after it. */
 static void bias_set(const na_lanes *lanes, const real *bias, int keys, int width, real *score)
 {
-    const vec_index index = vec_index_load(lanes->bias);
+    const vec_index step = vec_index_load(lanes->bias_step);
     for (int k = 0; k < keys; k++, score += width)
-        vec_storeu(score, lanes->uniform ? vec_set1(bias[lanes->bias[0] + k])
-                                         : vec_gather(bias + k, index));
+        vec_storeu(score, bias_of_lanes(lanes, bias + k, step));
 }
 
 /* The gradient is summed lane by lane, [entry of lane 0][lane], for all lane tiles together whose

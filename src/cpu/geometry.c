@@ -50,6 +50,13 @@ static int make_lanes(na_geometry *g, na_lanes *tile, int query)
         tile->limit[l] = tile->keys;
         tile->bias[l] = tile->bias[0];
     }
+    tile->bias_low = tile->bias[0];
+    for (int l = 1; l < NA_LANES; l++)
+        tile->bias_low = na_min(tile->bias_low, tile->bias[l]);
+    for (int l = 0; l < NA_LANES; l++) {
+        tile->bias_step[l] = tile->bias[l] - tile->bias_low;
+        tile->bias_reach = na_max(tile->bias_reach, tile->bias_step[l]);
+    }
     return base;
 }
 

@@ -35,6 +35,8 @@ typedef struct na_lanes {
     int32_t start[NA_LANES];
     int32_t limit[NA_LANES]; /* keys of the lane */
     int32_t bias[NA_LANES];  /* place of the lane's first key in the innermost axis of the rpb */
+    int32_t bias_low;        /* the lowest of these, and how far from it they lie */
+    int32_t bias_step[NA_LANES], bias_reach; /* and the farthest */
 } na_lanes;
 
 /* A lane tile. Its first query is its number times `lanes`. */

@@ -146,9 +146,9 @@ static void add_bias(const unfused *u, const tile *t, const na_span *span, int r
     const na_lanes *lanes = na_work_lanes(u->geometry, t->work, t->number, row);
     const real *bias = u->bias + (t->work->head + row % t->work->heads) * u->bias_head;
     bias += bias_entry(u->geometry, t->work, span, row);
-    const vec_index index = vec_index_load(lanes->bias);
+    const vec_index step = vec_index_load(lanes->bias_step);
     for (int k = 0; k < span->len; k++, bias++, score += t->width) {
-        vec b = lanes->uniform ? vec_set1(bias[lanes->bias[0]]) : vec_gather(bias, index);
+        vec b = bias_of_lanes(lanes, bias, step);
         if (t->width == VL)
             vec_store(score, vec_add(vec_load(score), b));
         else
