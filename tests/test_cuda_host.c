@@ -195,7 +195,7 @@ static const char *said(natten_op op, uint64_t preferences)
 static void preferences(void)
 {
     unit_test("explanations say what became of the preferences");
-    const char *unused = "allowed, but no kernel that takes this problem makes use of it\n";
+    const char *unused = "allowed, but cuda-reference-qk makes no use of it\n";
     char line[200];
     snprintf(line, sizeof line, "taken\nGEMM kernels: %stiled kernels: %s", unused, unused);
     CHECK(strstr(said(NATTEN_QK, NATTEN_PREFER_USUAL), line));
@@ -203,8 +203,10 @@ static void preferences(void)
     CHECK(strstr(said(NATTEN_AV_BACKWARD, 0), "\ntiled kernels: switched off\n"));
     CHECK(strstr(said(NATTEN_QK, 0), "\nnaive kernels: cuda-reference-qk is of this kind\n"));
     CHECK(!strstr(said(NATTEN_FORWARD, NATTEN_PREFER_USUAL), "GEMM"));
+    unused = "allowed, but cuda-reference-forward makes no use of it\n";
     snprintf(line, sizeof line, "taken\nTF32: %s", unused);
     CHECK(strstr(said(NATTEN_FORWARD, NATTEN_PREFER_TF32), line));
+    unused = "allowed, but cuda-reference-backward makes no use of it\n";
     snprintf(line, sizeof line, "taken\nKV parallelism: %smuch memory: %s", unused, unused);
     CHECK(
         strstr(said(NATTEN_BACKWARD, NATTEN_PREFER_KV_PARALLEL | NATTEN_PREFER_MUCH_MEMORY), line));

@@ -61,7 +61,7 @@ static void ways(void)
         {"b1h2d16_40_w9_bf16_kvp_much_choice1",
          "\nmuch memory: allowed, and cuda-sm90-backward makes use"},
         {"b1h2d16_40_w9_bf16_kvp_gqk", "same order every time, as not all gradients are wanted\n"},
-        {"b1h2d16_40_w9_bf16_kvp_gqk", "\nKV parallelism: allowed, but no kernel that takes this"},
+        {"b1h2d16_40_w9_bf16_kvp_gqk", "\nKV parallelism: allowed, but cuda-sm90-backward makes no use"},
         {"b1h2d16_40_w9_d2_add3_bf16_kvp", "as there are additional tokens and a dilation\n"},
         {"b1h2d16_9x13_w3x5_rpb_bf16_kvp", "same order every time, as there is a position bias\n"},
         {"b1h2d16_9x13_w3x5_x-0.5_bf16_kvp_choice1", "adds d_query up in any order"},

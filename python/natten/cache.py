@@ -117,8 +117,9 @@ def warmup(
     device_index: int = 0,
 ) -> None:
     """Compiles the kernels that attention over a tensor of this shape (``[batch, *map, heads,
-    head_dim]``) needs, so that its first call does not wait for them. Batch, heads and map may
-    differ later. ``arch`` ("sm_90") compiles for a GPU that need not be here."""
+    head_dim]``) needs, so that its first call does not wait for them; of the fused backward also
+    those with KV parallelism. Batch, heads and map may differ later. ``arch`` ("sm_90") compiles
+    for a GPU that need not be here."""
     rank = len(shape) - 3
     if not 1 <= rank <= 3:
         raise NattenError(f"shape must be [batch, *map, heads, head_dim], got {tuple(shape)}.")
@@ -132,6 +133,9 @@ def warmup(
     if backward:
         ops += [_lib.BACKWARD] if not unfused else [_lib.QK_BACKWARD, _lib.AV_BACKWARD]
     problems = [_problem(op, shape, _DTYPES[name], axes) for op in ops]
+    if _lib.BACKWARD in ops:
+        problems.append(_problem(_lib.BACKWARD, shape, _DTYPES[name], axes))
+        problems[-1].preferences |= _lib.PREFER_KV_PARALLEL
     for problem in problems:
         problem.device_index = device_index
     with ThreadPoolExecutor() as pool:

@@ -63,6 +63,6 @@ const char *na_preference_describe(const natten_plan *plan, int *index, char *te
     else if (plan->honours & bit)
         snprintf(text, size, "%s, and %s makes use of it", said, plan->kernel->name);
     else
-        snprintf(text, size, "%s, but no kernel that takes this problem makes use of it", said);
+        snprintf(text, size, "%s, but %s makes no use of it", said, plan->kernel->name);
     return known[(*index)++].name;
 }

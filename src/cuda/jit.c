@@ -41,7 +41,7 @@ void na_special_set(na_special *special, const char *name, int64_t value)
     na_macro *macro = special->macros, *end = macro + NA_MACROS;
     while (macro < end && *macro->name)
         macro++;
-    if (macro == end) /* the compiler will miss it, and say so */
+    if (macro == end) /* there is room for all of any text: cuda_compile has them all */
         return;
     snprintf(macro->name, sizeof macro->name, "%s", name);
     macro->value = value;

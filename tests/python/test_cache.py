@@ -66,6 +66,15 @@ def test_warm(tmp_path: Path) -> None:
     assert run(tmp_path, "verify")[0] == 0
 
 
+@pytest.mark.skipif(not FOUND, reason="no nvidia-cuda-nvrtc here")
+def test_both_ways_of_the_backward(tmp_path: Path) -> None:
+    large = ["--shape", "1,32768,8,128", "--kernel-size", "2048", "--dtype", "bfloat16"]
+    assert run(tmp_path, "warm", *large, "--arch", "sm_90")[0] == 0
+    said = run(tmp_path, "list")[1]
+    assert "sm90_forward.cu" in said and "sm90_convert.cu" in said
+    assert said.count("NA_ADDS=0") == 2 and said.count("NA_ADDS=1") == 1
+
+
 def test_words(tmp_path: Path) -> None:
     status, said = run(tmp_path, "warm", *SHAPE, "--arch", "sm_70")
     assert status == 1 and "sm_70" in said
