@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128  # tokens
 
@@ -46,8 +46,8 @@ def tile_shape(extents: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, 
 
 
 class Neighborhood:
-    """Windows of one kind on maps of one size. `compiled`: the mask is made, and `attend` runs, by
-    compiled code, as it must to be fast."""
+    """Windows of one kind on maps of one size. `compiled`: `attend` runs compiled code, as it must
+    to be fast."""
 
     def __init__(
         self,
@@ -98,9 +98,27 @@ class Neighborhood:
             return inside
 
         self.mask = mask
-        make = torch.compile(create_block_mask, dynamic=False) if compiled else create_block_mask
-        self.blocks: BlockMask = make(mask, None, None, self.count, self.count, device=device)
+        self.blocks = self._blocks(device)
         self._attend = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+    def _blocks(self, device: str) -> BlockMask:
+        """What create_block_mask returns. Not compiled it takes bytes by the square of the tokens,
+        compiled ptxas took minutes for its one kernel (16k tokens, torch 2.11)."""
+        every = torch.arange(self.count, device=device)
+        pairs = torch.stack(
+            [
+                self.mask(every, every, queries[:, None], every[None, :])
+                .expand(BLOCK, self.count)
+                .unflatten(1, (-1, BLOCK))
+                .sum((0, 2))
+                for queries in every.split(BLOCK)
+            ]
+        )
+        lists: list[Tensor] = []
+        for some in ((pairs > 0) & (pairs < BLOCK**2), pairs == BLOCK**2):
+            order = some.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+            lists += [some.sum(-1).to(torch.int32)[None, None], order.to(torch.int32)[None, None]]
+        return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=self.mask)
 
     def permute(self, x: Tensor) -> Tensor:
         """From [batch, *extents, heads, channels] to [batch, heads, tokens, channels]."""
