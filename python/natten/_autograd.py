@@ -60,10 +60,22 @@ def _item(argument: Any, dim: Any) -> Any:
     return argument.select(dim, 0) if isinstance(dim, int) else argument
 
 
+def _none(cls: Any, in_dims: Any, *arguments: Any) -> Any:
+    """No mapped calls: what one of zeros returns, none times. (Sums of nothing are zeros that have
+    a derivative.)"""
+    pairs = zip(arguments, in_dims, strict=True)
+    outputs = cls.apply(*[a.sum(dim) if isinstance(dim, int) else a for a, dim in pairs])
+    if isinstance(outputs, Tensor):
+        return outputs.unsqueeze(0)[:0], 0
+    return tuple(output.unsqueeze(0)[:0] for output in outputs), (0,) * len(outputs)
+
+
 def _vmap(cls: Any, info: Any, in_dims: Any, *arguments: Any) -> Any:
     """Mapped calls become one call with more batches; with more heads where a bias, which has no
     batch, is involved."""
     size = info.batch_size
+    if not size:
+        return _none(cls, in_dims, *arguments)
     heads = cls.sums_over_batch or any(
         in_dims[i] is not None for i, at in enumerate(cls.heads) if at == "bias"
     )

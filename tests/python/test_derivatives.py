@@ -202,6 +202,21 @@ def test_vmap(case: Callable[[], Case], which: str) -> None:
 
 
 @pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("which", ("all", "last"))
+def test_vmap_over_nothing(case: Callable[[], Case], which: str) -> None:
+    function, args = case()
+    mapped = {"all": all_of(args), "last": (len(args) - 1,)}[which]
+    none = [a.unsqueeze(0)[:0] if i in mapped else a for i, a in enumerate(args)]
+    in_dims = tuple(0 if i in mapped else None for i in all_of(args))
+    ours, single = torch.vmap(function, in_dims=in_dims)(*none), function(*args)
+    ours, single = (r if isinstance(r, tuple) else (r,) for r in (ours, single))
+    for mine, one in zip(ours, single, strict=True):
+        assert mine.shape == (0, *one.shape)
+    for grad in torch.autograd.grad(sum(mine.sum() for mine in ours), args):
+        assert not grad.any()
+
+
+@pytest.mark.parametrize("case", SMALL)
 def test_vmap_of_grad(case: Callable[[], Case]) -> None:
     loss, args = loss_of(case)
     stacks = [torch.stack([a.detach(), a.detach() * 0.5]) for a in args]
