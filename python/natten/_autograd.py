@@ -55,9 +55,18 @@ def _unfold(tensor: Tensor, size: int, at: int) -> tuple[Tensor, int]:
     return tensor.unflatten(position, (size, tensor.shape[position] // size)), position
 
 
-def _item(argument: Any, dim: Any) -> Any:
-    """The first of those that are mapped."""
-    return argument.select(dim, 0) if isinstance(dim, int) else argument
+def _item(argument: Any, dim: Any, index: int = 0) -> Any:
+    """One of those that are mapped, if they are."""
+    return argument.select(dim, index) if isinstance(dim, int) else argument
+
+
+def one_by_one(cls: Any, info: Any, in_dims: Any, *arguments: Any) -> Any:
+    """Mapped calls one after another, each as if it were alone."""
+    if not info.batch_size:
+        return _none(cls, in_dims, *arguments)
+    pairs = list(zip(arguments, in_dims, strict=True))
+    outputs = [cls.apply(*[_item(*pair, i) for pair in pairs]) for i in range(info.batch_size)]
+    return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
 
 
 def _none(cls: Any, in_dims: Any, *arguments: Any) -> Any:
@@ -116,8 +125,8 @@ class _Op(Function):
 
 
 def _finish(cls: Any) -> Any:
-    """Adds the mapping rule, and `cls.fast`: the same Function with its context set up in forward,
-    which costs a fifth and is what plain calls use, by `cls.apply_fast`."""
+    """Adds the mapping rule, if there is none, and `cls.fast`: the same Function with its context
+    set up in forward, which costs a fifth and is what plain calls use, by `cls.apply_fast`."""
 
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         return _vmap(cls, info, in_dims, *arguments)
@@ -132,7 +141,8 @@ def _finish(cls: Any) -> Any:
         _state.follow_autotuner()
         return cls.backward(ctx, *grads)
 
-    cls.vmap = staticmethod(vmap)
+    if "vmap" not in vars(cls):
+        cls.vmap = staticmethod(vmap)
     forward = getattr(cls, "fast_forward", forward)
     methods = {"forward": forward, "backward": backward, "jvp": cls.jvp}
     cls.fast = type(

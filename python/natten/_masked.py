@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 from . import _attention, _ops, _preferences, _state
 from ._attention import backward_composed, forward_mode
@@ -19,8 +19,10 @@ from ._autograd import (
     _finish,
     _Op,
     _save,
+    _vmap,
     _wanted,
     differentiable_again,
+    one_by_one,
 )
 from ._call import Window
 from ._errors import NattenError, NattenTypeError
@@ -39,16 +41,39 @@ def _backward(
     window: Window,
     scale: float | None,
     p: float,
+    again: bool = False,
 ) -> Any:
-    """The gradients of the seven tensors."""
+    """The gradients of the seven tensors; `again`: someone may ask for theirs."""
     *tensors, seed, out, lse = saved
     if d_out is None and d_lse is None:
         return (None,) * 7
     d_out = torch.zeros_like(out) if d_out is None else d_out
-    results = _ops.na_masked_backward(
-        d_out, d_lse, *tensors, out, lse, window, scale, p, _wanted(need, 7), seed
-    )
-    return _chosen(results, need)
+    arguments = (d_out, d_lse, *tensors, out, lse, window, scale, p, _wanted(need, 7), seed)
+    return _chosen((Once.apply if again else _ops.na_masked_backward)(*arguments), need)
+
+
+class Once(Function):
+    """The gradients of Masked with dropout, for callers that might differentiate them again."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _ops.na_masked_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Any:
+        raise NotImplementedError(_AGAIN)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(_AGAIN)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return one_by_one(Once, info, in_dims, *arguments)
 
 
 @_finish
@@ -75,11 +100,17 @@ class Masked(_Op):
         saved, numbers = ctx.saved_tensors, (ctx.window, ctx.scale)
         if d_out is None and d_lse is None:
             return *(None,) * 7, *nothing
-        if not differentiable_again():
-            return *_backward(need, d_out, d_lse, saved, *numbers, ctx.dropout), *nothing
-        if ctx.dropout:
-            raise NotImplementedError(_AGAIN)
+        again = differentiable_again()
+        if ctx.dropout or not again:
+            grads = _backward(need, d_out, d_lse, saved, *numbers, ctx.dropout, again)
+            return *grads, *nothing
         return *backward_composed(need, d_out, d_lse, saved[:6], *numbers, saved[6]), *nothing
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        """What is dropped follows from the place in a batch: with dropout none is put together."""
+        dropout = arguments[-1]
+        return (one_by_one if dropout else _vmap)(Masked, info, in_dims, *arguments)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

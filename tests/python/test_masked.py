@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -170,8 +171,10 @@ def test_gradcheck(p: float) -> None:
     if p == 0:
         assert gradgradcheck(function, inputs, fast_mode=True)
         return
+    (first,) = torch.autograd.grad(function(*inputs)[0].sum(), q, create_graph=True)
+    assert torch.equal(first, torch.autograd.grad(function(*inputs)[0].sum(), q)[0])
     with pytest.raises(NotImplementedError, match="only first derivatives"):
-        torch.autograd.grad(function(*inputs)[0].sum(), q, create_graph=True)
+        torch.autograd.grad(first.sum(), q)
 
 
 def test_second_derivatives_of_masked_keys() -> None:
@@ -302,6 +305,48 @@ def test_vmap() -> None:
 
     expected = torch.stack([function(b) for b in bias])
     torch.testing.assert_close(torch.func.vmap(function)(bias), expected)
+
+
+def seeded(function: Any, *arguments: Any) -> Any:
+    torch.manual_seed(7)
+    return function(*arguments)
+
+
+def dropped_squares(x: Tensor) -> Tensor:
+    return F.na1d(x, x, x, 3, dropout_p=0.5).square().sum()
+
+
+def test_transforms_of_dropout() -> None:
+    x = torch.randn(3, 2, 11, 2, 4, dtype=torch.float64)
+    vmap, grad = functools.partial(torch.func.vmap, randomness="same"), torch.func.grad
+    leaves = [part.clone().requires_grad_() for part in x]
+    losses = [seeded(dropped_squares, leaf) for leaf in leaves]
+    assert torch.equal(seeded(vmap(dropped_squares), x), torch.stack(losses))
+    wanted = torch.stack(torch.autograd.grad(losses, leaves))
+    assert torch.equal(seeded(grad(dropped_squares), x[0]), wanted[0])
+    assert torch.equal(seeded(vmap(grad(dropped_squares)), x), wanted)
+    together = seeded(grad(lambda x: vmap(dropped_squares)(x).sum()), x)
+    torch.testing.assert_close(together, wanted)
+    with pytest.raises(NotImplementedError, match="only first derivatives"):
+        grad(lambda x: grad(dropped_squares)(x).sum())(x[0])
+    with pytest.raises(NotImplementedError, match="only first derivatives"):
+        torch.func.jvp(grad(dropped_squares), (x[0],), (x[0],))
+
+
+def test_vmap_of_different_dropout() -> None:
+    query, value = torch.randn(2, 1, 11, 2, 4, dtype=torch.float64)
+
+    def function(value: Tensor, weights: Tensor) -> Any:
+        out, vjp = torch.func.vjp(lambda v: F.na1d(query, query, v, 3, dropout_p=0.5), value)
+        return out, vjp(weights)[0]
+
+    weights = torch.randn(3, 1, 11, 2, 4, dtype=torch.float64)
+    mapped = torch.func.vmap(function, in_dims=(None, 0), randomness="different")
+    out, grads = mapped(value, weights)
+    assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])
+    for mine, given, d_value in zip(out, weights, grads, strict=True):  # linear in the values
+        torch.testing.assert_close((mine * given).sum(), (value * d_value).sum())
+    assert mapped(value, weights[:0])[1].shape == weights[:0].shape
 
 
 def test_scores_with_masks() -> None:
