@@ -172,9 +172,9 @@ class _NeighborhoodAttention(nn.Module):
             )
         extents = x.shape[1:-1]
         if self.pad_small_inputs:
-            x = self._pad(x)
             if key_padding_mask is not None:
-                key_padding_mask = self._pad(key_padding_mask.unsqueeze(-1)).squeeze(-1)
+                key_padding_mask = self._pad_mask(key_padding_mask, x)
+            x = self._pad(x)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
         if is_fused_na_enabled() or key_padding_mask is not None:
@@ -206,6 +206,20 @@ class _NeighborhoodAttention(nn.Module):
         ):
             padding += [0, max(0, size * dilation - extent)]
         return nn.functional.pad(x, padding) if any(padding) else x
+
+    def _pad_mask(self, mask: Any, x: Tensor) -> Tensor:
+        """Once padded, a mask of another size would fit."""
+        if not isinstance(mask, Tensor):
+            raise NattenTypeError(f"key_padding_mask must be a tensor, got {type(mask).__name__}.")
+        axes = self.rank + 1
+        if mask.dim() not in (axes, axes + 1) or mask.shape[:axes] != x.shape[:axes]:
+            raise NattenError(
+                f"key_padding_mask must be {tuple(x.shape[:axes])} as the input, or that with "
+                f"heads, got {tuple(mask.shape)}."
+            )
+        if mask.dim() > axes:
+            return self._pad(mask)
+        return self._pad(mask.unsqueeze(-1)).squeeze(-1)
 
     def _fused(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None

@@ -165,6 +165,22 @@ def test_small_inputs() -> None:
         strict(x)
 
 
+def test_masks_of_small_inputs() -> None:
+    module = NeighborhoodAttention2D(8, 2, 5, dilation=2, pad_small_inputs=True)
+    x = torch.randn(1, 7, 12, 8)
+    mask = torch.rand(1, 7, 12) > 0.5
+    out = module(x, mask)
+    assert torch.equal(out, module(x, mask.unsqueeze(-1).expand(1, 7, 12, 2)))
+    padded = (torch.nn.functional.pad(t, (0, 0) * (t.dim() - 2) + (0, 3)) for t in (x, mask))
+    assert torch.equal(out, module(*padded)[:, :7])
+    shape = re.escape("must be (1, 7, 12) as the input, or that with heads, got ")
+    for wrong in (mask[:, :6], mask[..., :9], mask[0], mask[None, None]):
+        with pytest.raises(natten.NattenError, match=shape + re.escape(str(tuple(wrong.shape)))):
+            module(x, wrong)
+    with pytest.raises(NattenTypeError, match="key_padding_mask must be a tensor, got list"):
+        module(x, [False])
+
+
 @pytest.mark.parametrize("fused", (False, True))
 def test_dropout(fused: bool) -> None:
     natten.use_fused_na(fused)
