@@ -300,6 +300,8 @@ def attention_of_items(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse), packed as query is. `rows` is the table as integers, if they are at hand."""
     query, key, value = autocast(query, key, value)
+    if query.dtype not in _ops._DTYPES:
+        raise NattenError("query must be float32, float64, float16 or bfloat16.")
     for name, tensor in (("key", key), ("value", value)):
         if tensor.device != query.device or tensor.dtype != query.dtype:
             raise NattenError(

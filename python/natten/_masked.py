@@ -222,13 +222,18 @@ def key_bias_of(mask: Any, key: Tensor, first: int, rank: int) -> Optional:
     return bias if bias.dim() == rank + 2 else bias.unsqueeze(-1).expand((*bias.shape, heads))
 
 
+def check_key_bias(bias: Optional, keys: tuple[int, ...]) -> None:
+    """Raises unless a bias, if there is one, is for `keys`: batch, map, heads."""
+    if bias is not None and tuple(bias.shape) != keys:
+        raise NattenError(
+            f"key_padding_mask is for keys of {tuple(bias.shape)} (batch, map, heads), but key has "
+            f"{keys}."
+        )
+
+
 def score_bias(
     bias: Tensor, query: Tensor, key: Tensor, additional: Optional, window: Window, rank: int
 ) -> Tensor:
     """What a bias of keys adds to scores of heads-first tensors."""
-    if tuple(bias.shape) != (key.shape[0], *key.shape[2 : 2 + rank], key.shape[1]):
-        raise NattenError(
-            f"key_padding_mask is for keys of {tuple(bias.shape)} (batch, map, heads), but key has "
-            f"{(key.shape[0], *key.shape[2 : 2 + rank], key.shape[1])}."
-        )
+    check_key_bias(bias, (key.shape[0], *key.shape[2 : 2 + rank], key.shape[1]))
     return _attention.spread_keys(bias.movedim(-1, 1), query, additional, window)

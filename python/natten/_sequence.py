@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ._errors import NattenError, NattenTypeError
-from ._front import Optional, fused, kind_of, public, result, scale_of
-from ._items import attention_of_items, transformed, without_tokens
+from ._front import Optional, fused, kind_of, public, result
+from ._items import attention_of_items, transformed
 from ._knobs import ATTENTION_KNOBS, check_knobs
-from ._masked import is_masked
+from ._masked import check_key_bias, dropout_of, is_masked, key_bias_of
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -220,18 +220,20 @@ def attention(
     )
     tokens = key.shape[1]
     masked = is_masked(dropout_p, key_padding_mask)
+    compiled = torch.compiler.is_compiling() and not transformed() and not masked
     if table is not None and masked:
         raise NotImplementedError("Packed sequences take neither dropout nor key_padding_mask.")
     if table is not None:
         check_packed(query, key, value)
-    elif torch.compiler.is_compiling() and not transformed() and not masked:
-        # A window is a constant of a graph, a table is not: any number of tokens is one graph.
+    elif compiled or query.shape[1] == 0 or tokens == 0:
+        # A window is a constant of a graph, a table is not: any number of tokens is one graph. And
+        # a window has keys.
+        if masked:
+            dropout_of(dropout_p, generator)
+            check_key_bias(key_bias_of(key_padding_mask, key, 1, 1), tuple(key.shape[:-1]))
         table = torch.tensor([[query.shape[1], tokens, 0, 1, 1, int(is_causal)]])
     if table is not None:
         out, lse = attention_of_items(query, key, value, table, scale)
-        return result(out, lse, return_lse)
-    if query.shape[1] == 0 or tokens == 0:
-        out, lse = without_tokens(query, key, value, scale_of(scale, query))
         return result(out, lse, return_lse)
     window: Any = (tokens, 1, is_causal, None, scale, None, None, 1, return_lse, (0, 0, tokens), {})
     arguments: Any = (*window, dropout_p, key_padding_mask, generator)

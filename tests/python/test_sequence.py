@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -365,3 +366,23 @@ def test_merge_of_017() -> None:
     torch.testing.assert_close(merged, whole)
     with pytest.raises(NattenError, match="of the same queries"):
         merge_with_additional(out, extra[:, :7], lse, extra_lse.movedim(-1, 1))
+
+
+@pytest.mark.parametrize("empty", ("query", "key"))
+def test_errors_without_tokens(empty: str) -> None:
+    """Where there is nothing to compute, what is wrong is wrong nevertheless."""
+    x = torch.randn(1, 5, 2, 4)
+    q, k = (x[:, :0], x) if empty == "query" else (x, x[:, :0])
+    cases: list[tuple[Any, str]] = [
+        (lambda: F.attention(q.int(), k.int(), k.int()), "query must be float32, float64"),
+        (lambda: F.attention(q, k.double(), k.double()), "but key is torch.float64"),
+        (lambda: F.attention(q, k, k.to("meta")), "but value is torch.float32 on meta"),
+        (lambda: F.attention(q, k, k, dropout_p=2), "dropout_p must be between 0 and 1, got 2."),
+        (
+            lambda: F.attention(q, k, k, key_padding_mask=torch.zeros(1, 9)),
+            f"is for keys of (1, 9, 2) (batch, map, heads), but key has (1, {k.shape[1]}, 2).",
+        ),
+    ]
+    for call, text in cases:
+        with pytest.raises(NattenError, match=re.escape(text)):
+            call()
