@@ -27,6 +27,8 @@ def over_items(
     tensors = {n: arguments[n] for n in names if arguments.get(n) is not None}
     first = next(iter(tensors))
     count = tensors[first].size(0)
+    if not count:  # then there are no sizes to make results of
+        raise NattenError(f"{first} is a nested tensor without items.")
     items: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

@@ -194,7 +194,7 @@ class _NeighborhoodAttention(nn.Module):
             raise NotImplementedError("key_padding_mask does not go with nested tensors.")
         batched = x.dim() == self.rank + 3
         items = [self(i) if batched else self(i.unsqueeze(0)).squeeze(0) for i in x.unbind()]
-        return nest(items, x)
+        return nest(items, x) if items else x
 
     def _pad(self, x: Tensor) -> Tensor:
         padding: list[int] = [0, 0]

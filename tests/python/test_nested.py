@@ -141,3 +141,15 @@ def test_errors() -> None:
         assert text in str(caught.value)
     with pytest.raises(NotImplementedError, match="key is a nested tensor"):
         F.na1d(plain, x, x, 3)
+
+
+@LAYOUTS
+def test_without_items(layout: torch.layout) -> None:
+    nothing = torch.nested.nested_tensor([])
+    if layout == torch.jagged:
+        values = torch.zeros(0, 2, 4)
+        nothing = torch.nested.nested_tensor_from_jagged(values, torch.tensor([0]))
+    for function in (F.na1d, F.attention):
+        with pytest.raises(NattenError, match="query is a nested tensor without items"):
+            function(*[nothing] * 3, *([3] if function is F.na1d else []))
+    assert natten.NeighborhoodAttention1D(4, 2, 3)(nothing).size(0) == 0
