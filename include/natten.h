@@ -235,8 +235,8 @@ typedef struct natten_plan natten_plan;
 
 /* Checks the problem and finds a kernel for it: the first of the ordered list that agrees. `only`
  * limits the choice to kernels whose name begins so ("cpu-avx2", "cpu-reference"); NULL limits
- * nothing. On success *plan is to be given back with natten_plan_destroy; otherwise *plan is NULL.
- */
+ * nothing. On success *plan is to be given back with natten_plan_destroy; otherwise *plan is NULL,
+ * of which the functions below say nothing: empty texts and 0. */
 NATTEN_API natten_status natten_plan_create(const natten_problem *problem, const char *only,
                                             natten_plan **plan);
 NATTEN_API void natten_plan_destroy(natten_plan *plan);

@@ -142,16 +142,16 @@ void natten_plan_destroy(natten_plan *plan)
 
 size_t natten_plan_explain(const natten_plan *plan, char *text, size_t size)
 {
-    return (size_t)snprintf(text, size, "%s", plan->explanation);
+    return (size_t)snprintf(text, size, "%s", plan ? plan->explanation : "");
 }
 
-const char *natten_plan_kernel(const natten_plan *plan) { return plan->kernel->name; }
+const char *natten_plan_kernel(const natten_plan *plan) { return plan ? plan->kernel->name : ""; }
 
-size_t natten_plan_workspace(const natten_plan *plan) { return plan->workspace; }
+size_t natten_plan_workspace(const natten_plan *plan) { return plan ? plan->workspace : 0; }
 
-int64_t natten_plan_choices(const natten_plan *plan) { return plan->choices; }
+int64_t natten_plan_choices(const natten_plan *plan) { return plan ? plan->choices : 0; }
 
-const char *natten_plan_choice(const natten_plan *plan) { return plan->choice; }
+const char *natten_plan_choice(const natten_plan *plan) { return plan ? plan->choice : ""; }
 
 natten_status natten_plan_run(const natten_plan *plan, const natten_run *run)
 {

@@ -246,6 +246,11 @@ static void test_null(void)
     size_t bytes;
     CHECK(natten_plan_create(NULL, NULL, &plan) == NATTEN_ERROR_ARGUMENT);
     unit_error_has("The problem is NULL.");
+    CHECK(plan == NULL && natten_plan_workspace(plan) == 0 && natten_plan_choices(plan) == 0);
+    CHECK(!*natten_plan_kernel(plan) && !*natten_plan_choice(plan));
+    CHECK(natten_plan_explain(plan, text, sizeof text) == 0 && !*text);
+    natten_problem_init(NULL, NATTEN_FORWARD, NATTEN_F32, 2);
+    natten_problem_pack(NULL, NATTEN_HEADS_LAST);
     CHECK(natten_plan_create(&p, NULL, NULL) == NATTEN_ERROR_ARGUMENT);
     unit_error_has("got NULL.");
     CHECK(natten_compute(NULL, &run) == NATTEN_ERROR_ARGUMENT);

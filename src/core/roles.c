@@ -121,6 +121,8 @@ na_shape na_role_shape(const natten_problem *problem, natten_role role)
 
 void natten_problem_init(natten_problem *problem, natten_op op, natten_dtype dtype, int rank)
 {
+    if (!problem)
+        return; /* planning will say so */
     /* All of it, padding included: problems are compared byte by byte. */
     memset(problem, 0, sizeof *problem);
     problem->size = sizeof *problem;
@@ -158,7 +160,7 @@ static natten_layout contiguous(const na_shape *shape, int rank, natten_order or
 
 void natten_problem_pack(natten_problem *problem, natten_order order)
 {
-    if (problem->rank < 1 || problem->rank > 3)
+    if (!problem || problem->rank < 1 || problem->rank > 3)
         return; /* planning will say so */
     for (int role = 0; role < NATTEN_ROLES; role++) {
         natten_role whole = primal((natten_role)role);
