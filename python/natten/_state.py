@@ -174,10 +174,12 @@ def _check(name: str, value: Any) -> None:
             )
 
 
+_MOST_STEPS = 1 << 20  # what the library takes: it would refuse the settings after they were made
+
+
 def _check_steps(name: str, steps: Any) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise NattenTypeError(f"{name} must be an integer, got {steps!r}.")
     least = 0 if name.startswith("warmup") else 1
-    # A larger one is a mistake, and ctypes would cut one of more than 64 bits without a word.
-    if not least <= steps < 1 << 31:
-        raise NattenError(f"{name} must be at least {least} and less than 2^31, got {steps}.")
+    if not least <= steps <= _MOST_STEPS:
+        raise NattenError(f"{name} must be {least} to {_MOST_STEPS}, got {steps}.")

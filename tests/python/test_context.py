@@ -197,16 +197,25 @@ def test_autotuner() -> None:
         ({"warmup_steps_backward": -1}, ValueError),
         ({"steps_backward": 0}, ValueError),
         ({"steps_backward": 1 << 64}, ValueError),
+        ({"forward_pass": True, "steps_forward": (1 << 20) + 1}, ValueError),
+        ({"forward_pass": True, "warmup_steps_forward": (1 << 20) + 1}, ValueError),
     ),
 )
 def test_autotuner_refuses(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match="must be") as caught:
         natten.use_autotuner(**arguments)
     assert isinstance(caught.value, ValueError)
+    assert not natten.is_autotuner_enabled()
+
+
+def test_the_library_takes_the_most_steps_there_may_be() -> None:
+    most = 1 << 20
+    natten.use_autotuner(True, True, steps_forward=most, warmup_steps_backward=most)
+    assert natten.is_autotuner_enabled()
 
 
 def test_a_wrong_setting_leaves_all_as_they_were() -> None:
-    with pytest.raises(ValueError, match="steps_forward must be at least 1"):
+    with pytest.raises(ValueError, match="steps_forward must be 1 to 1048576, got 0"):
         natten.use_autotuner(True, True, steps_backward=9, steps_forward=0)
     assert not natten.is_autotuner_enabled() and AutotunerContext.steps_backward == 5
     natten.use_deterministic_algorithms()
