@@ -49,7 +49,7 @@ def _describe(tensor: _lib.Tensor, role: int, given: Tensor) -> Tensor:
 def _compute(
     op: int, inputs: dict[int, Tensor], outputs: dict[int, Tensor], table: Tensor, scale: float
 ) -> None:
-    table = table.cpu().contiguous()
+    table = table.to("cpu", torch.int64).contiguous()
     count, rank = table.shape[0], table.shape[1] // COLUMNS
     call = _lib.Call(op=op, order=_lib.HEADS_LAST, scale=scale)
     call.preferences = _preferences.current

@@ -223,6 +223,16 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.natten.items_traced.default, (*inputs, table, 0.5))
 
 
+def test_tables_of_other_integers() -> None:
+    x = torch.randn(1, 20, 2, 8)
+    row = [[20, 20, 3, 1, 1, 0]]
+    narrow, wide = (
+        torch.ops.natten.items(x, x, x, torch.tensor(row, dtype=dtype), 1.0)
+        for dtype in (torch.int32, torch.int64)
+    )
+    assert torch.equal(narrow[0], wide[0])
+
+
 def test_bits_do_not_depend_on_threads_or_neighbours() -> None:
     sizes = [(5, 9), (12, 7), (3, 3), (30, 20), (8, 8)] * 3
     tokens = sum(a * b for a, b in sizes)
