@@ -131,25 +131,46 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int halves, 
         weight[r] += run->stored;
 }
 
-/* Sums of row r of the call and of lane l to where they belong. */
-static ALWAYS_INLINE void store_sums(const int halves, const aggregation *a, const int r, int l,
-                                     const vec whole[CHANNELS_MAX], tail last)
+/* Does something with vector i of row r and lane j. */
+#define FOR_SUMS(what)                                                                             \
+    UNROLL                                                                                         \
+    for (int j = 0; j < lanes; j++) {                                                              \
+        UNROLL                                                                                     \
+        for (int r = 0; r < rows; r++) {                                                           \
+            UNROLL                                                                                 \
+            for (int i = 0; i < vectors; i++)                                                      \
+                what;                                                                              \
+        }                                                                                          \
+    }
+
+/* Sums of lanes [l, l + lanes) to where they belong. What is asked is asked once for all: tests for
+ * each vector cost aggregate 8 % at 7 x 7 windows. */
+static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int lanes,
+                                     const aggregation *a, int l, channel_sums *sum)
 {
-    const vec factor = vec_set1(a->end ? a->factor[r * VL + l] : 1);
-    real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
-    out_real *out = a->end && a->out ? a->out[r] + l * a->out_lane : NULL;
-    UNROLL
-    for (int i = 0; i < (halves + 1) / 2; i++) {
-        vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
-        if (!a->begin)
-            x = vec_add(x, vec_load(partial + i * VL));
-        x = a->end ? vec_mul(x, factor) : x;
-        if (!out)
-            vec_storeu(partial + i * VL, x);
-        else if (a->stream)
-            vec_stream_out(out + i * VL, x);
-        else
-            vec_store_out(out + i * VL, x);
+    const int vectors = (halves + 1) / 2;
+    if (halves % 2) {
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            sum->whole[0][r][vectors - 1] = tail_vec(sum->last[r]);
+    }
+    real *const partial = a->sum + l * a->sum_lane;
+    if (!a->begin) {
+        FOR_SUMS(sum->whole[j][r][i] =
+                     vec_add(sum->whole[j][r][i],
+                             vec_load(partial + j * a->sum_lane + r * a->sum_row + i * VL)))
+    }
+    if (a->end) {
+        FOR_SUMS(sum->whole[j][r][i] =
+                     vec_mul(sum->whole[j][r][i], vec_set1(a->factor[r * VL + l + j])))
+    }
+    if (!a->end || !a->out) {
+        FOR_SUMS(
+            vec_store(partial + j * a->sum_lane + r * a->sum_row + i * VL, sum->whole[j][r][i]))
+    } else if (a->stream) {
+        FOR_SUMS(vec_stream_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
+    } else {
+        FOR_SUMS(vec_store_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
     }
 }
 
@@ -162,7 +183,8 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
     const real *const values = a->value;
     for (int l = a->lane; l + lanes <= a->lanes; l += lanes) {
         channel_sums sum;
-        const real *weight[ROWS_MAX];
+        const int32_t *start = NULL;
+        const real *weight[ROWS_MAX], *first = values, *second = values;
         UNROLL
         for (int r = 0; r < rows; r++) {
             weight[r] = a->weight[r] + l * (lanes == 1 ? a->weight_lane : 1);
@@ -172,8 +194,12 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
             sum.last[r] = tail_zero();
         }
         for (const span_run *run = runs; run < end; run++) {
-            const real *const value[] = {values + run->start[l] * value_step,
-                                         values + run->start[l + lanes - 1] * value_step};
+            if (run->start != start) { /* nearly always the same: nothing then waits for it */
+                start = run->start;
+                first = values + start[l] * value_step;
+                second = values + start[l + lanes - 1] * value_step;
+            }
+            const real *const value[] = {first, second};
             const int seen = lanes == 1 ? run_seen(run, l) : run->keys;
             switch (run->rows) {
 #define ONE(lo, hi)                                                                                \
@@ -185,12 +211,7 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
 #undef ONE
             }
         }
-        UNROLL
-        for (int j = 0; j < lanes; j++) {
-            UNROLL
-            for (int r = 0; r < rows; r++)
-                store_sums(halves, a, r, l + j, sum.whole[j][r], sum.last[r]);
-        }
+        store_sums(rows, halves, lanes, a, l, &sum);
     }
 }
 

@@ -248,7 +248,7 @@ static void backward_set_bias(const backward_tile *t, const na_span *spans, int 
     const backward_worker *w = t->w;
     const backward_state *s = w->run->state;
     for (int r = spans->lo; r < spans->hi; r++) {
-        const real *bias = w->run->bias + (w->work.head + r % w->work.heads) * s->entries;
+        const real *bias = w->run->bias + na_work_head(&w->work, r) * s->entries;
         real *to = at[r];
         for (const na_span *span = spans; span < spans + count; span++) {
             bias_set(na_work_lanes(s->g, &w->work, t->tile, r),
@@ -344,13 +344,13 @@ static void backward_bias(const backward_tile *t, const na_span *spans, int coun
     const backward_worker *w = t->w;
     const backward_state *s = w->run->state;
     const na_geometry *g = s->g;
-    const int first = w->work.head - (int)w->work.kv_head * g->group;
+    const int first = (int)w->work.kv_head * g->group;
     real *slope[ROWS_MAX];
     memcpy(slope, t->slope, sizeof slope);
     for (const na_span *span = spans; span < spans + count; span++) {
         for (int r = span->lo; r < span->hi && span->z >= 0; r++) {
             const na_lanes *lanes = na_work_lanes(g, &w->work, t->tile, r);
-            const int64_t kind = (first + r % w->work.heads) * (int64_t)s->kinds.count +
+            const int64_t kind = (na_work_head(&w->work, r) - first) * (int64_t)s->kinds.count +
                                  s->kinds.of[lanes - g->lane];
             const int64_t entry = bias_entry(g, &w->work, span, r) + lanes->bias[0];
             bias_add(slope[r], span->len * t->width,

@@ -48,7 +48,7 @@ static int64_t bias_entry(const na_geometry *g, const na_work *work, const na_sp
         entry = entry * (2 * axis->window - 1) + apart / axis->dilation + axis->window - 1;
     }
     entry = entry * (2 * g->axis[2].window - 1) + span->first;
-    return entry - (g->across ? work->block->offset[row / work->heads] : 0);
+    return entry - (g->across ? na_work_offset(work, row) : 0);
 }
 
 /* The entries of all lanes, of which `bias` is a lane's whose own bias is 0; `step` holds the

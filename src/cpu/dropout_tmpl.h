@@ -41,9 +41,9 @@ static void dropping_begin(const dropping *d, const na_geometry *g, const na_wor
             row->place[l] = (int32_t)x + l;
         row->z = na_local_window(&axis[0], work->z).first;
         row->y = na_local_window(&axis[1], y).first;
-        row->offset = work->block->offset[r / work->heads];
+        row->offset = na_work_offset(work, r);
         row->words =
-            na_dropout_row(d->seed, d->offset, (int)work->batch, work->head + r % work->heads,
+            na_dropout_row(d->seed, d->offset, (int)work->batch, na_work_head(work, r),
                            (int)axis[0].query_origin + work->z, (int)axis[1].query_origin + y);
     }
 }

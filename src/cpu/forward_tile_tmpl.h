@@ -20,6 +20,7 @@ typedef struct forward_state {
     int64_t value_step;  /* reals of a natural token */
     int64_t score_row;   /* reals of a row's scores */
     int chapter;         /* most keys of a row in a chapter */
+    int whole;           /* there is one chapter only */
     int64_t bias_head;   /* reals of a head's bias */
     size_t worker_bytes;
 } forward_state;
@@ -54,7 +55,8 @@ typedef struct forward_tile {
     forward_worker *w;
     const na_lanes *lanes; /* of row 0: count and half are those of all rows */
     int tile, rows, width, span_count;
-    real *at[ROWS_MAX]; /* where each row stands in its scores */
+    real *at[ROWS_MAX];      /* where each row stands in its scores */
+    int64_t reals[ROWS_MAX]; /* that the chapter's scores take */
     real top[ROWS_MAX * VL] __attribute__((aligned(64)));
     real low[ROWS_MAX * VL] __attribute__((aligned(64)));   /* integer-valued reference */
     real total[ROWS_MAX * VL] __attribute__((aligned(64))); /* of the weights */
@@ -69,8 +71,8 @@ typedef struct forward_tile {
 static char *query_row(const na_geometry *g, const na_work *work, int tile, int r,
                        const tensor *tensor)
 {
-    return tensor_at(tensor, work->batch, work->head + r % work->heads, work->z,
-                     na_work_query(g, work, r), na_work_tile(g, work, tile, r) * g->lanes);
+    return tensor_at(tensor, work->batch, na_work_head(work, r), work->z, na_work_query(g, work, r),
+                     na_work_tile(g, work, tile, r) * g->lanes);
 }
 
 static char *forward_row(const forward_tile *t, const tensor *tensor, int r)
@@ -123,7 +125,7 @@ static void forward_bias(const forward_tile *t, const na_span *spans, int count)
     const na_geometry *g = run->state->g;
     const na_work *work = &t->w->work;
     for (int r = spans->lo; r < spans->hi; r++) {
-        const real *bias = run->bias + (work->head + r % work->heads) * run->state->bias_head;
+        const real *bias = run->bias + na_work_head(work, r) * run->state->bias_head;
         real *at = t->at[r];
         for (const na_span *span = spans; span < spans + count; span++) {
             bias_set(na_work_lanes(g, work, t->tile, r), bias + bias_entry(g, work, span, r),
@@ -161,8 +163,10 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
         for (int r = group->lo; r < group->hi; r++)
             t->at[r] += some * group->len * t->width;
     }
-    for (int r = 0; r < t->rows; r++)
+    for (int r = 0; r < t->rows; r++) {
+        t->reals[r] = t->at[r] - (w->score + r * s->score_row);
         t->at[r] = w->score + r * s->score_row;
+    }
 }
 
 /* The new reference of each row; sums of earlier chapters are brought down to it. */
@@ -284,6 +288,28 @@ static void forward_drop(const forward_tile *t, const na_span *spans, int count)
         }
 }
 
+/* The end of a block of spans of a chapter, and what each row's weights take there. */
+static int forward_block(const forward_tile *t, const na_span *spans, int from, int count,
+                         int64_t reals[ROWS_MAX])
+{
+    int64_t bytes = 0;
+    for (int r = 0; r < t->rows; r++)
+        bytes += (reals[r] = t->reals[r]) * (int)sizeof(real);
+    if (bytes <= BLOCK_BYTES)
+        return count;
+    memset(reals, 0, ROWS_MAX * sizeof *reals);
+    bytes = 0;
+    for (int to = from; to < count; to++) {
+        const na_span *span = &spans[to];
+        bytes += (int64_t)(span->hi - span->lo) * span->len * t->width * (int)sizeof(real);
+        if (to > from && bytes > BLOCK_BYTES)
+            return to;
+        for (int r = span->lo; r < span->hi; r++)
+            reals[r] += span->len * t->width;
+    }
+    return count;
+}
+
 /* Weights of a chapter times values, in blocks of spans. */
 static void forward_aggregate(forward_tile *t, const na_span *spans, int count, int first, int last)
 {
@@ -293,21 +319,13 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
     for (int r = 0; r < t->rows && run->direct; r++)
         out[r] = (out_real *)(void *)forward_row(t, &run->out, r);
     for (int from = 0; from < count;) {
-        int to = from, keys[ROWS_MAX] = {0};
-        int64_t bytes = 0;
-        for (; to < count; to++) {
-            const na_span *span = &spans[to];
-            bytes += (int64_t)(span->hi - span->lo) * span->len * t->width * (int)sizeof(real);
-            if (to > from && bytes > BLOCK_BYTES)
-                break;
-            for (int r = span->lo; r < span->hi; r++)
-                keys[r] += span->len;
-        }
+        int64_t reals[ROWS_MAX];
+        const int to = forward_block(t, spans, from, count, reals);
         for (int r = 0; r < t->rows; r++)
             if (PER_REAL > 1)
                 forward_weigh_pairs(t, r, spans + from, to - from);
             else
-                forward_weigh(t, r, (int64_t)keys[r] * t->width);
+                forward_weigh(t, r, reals[r]);
         if (run->dropping.threshold)
             forward_drop(t, spans + from, to - from);
         const int end = last && to == count;
@@ -332,7 +350,7 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                                .out_lane = run->out.axis[2] / (int)sizeof(out_real)};
         aggregate_spans(&a, t->rows, s->channels);
         for (int r = 0; r < t->rows; r++)
-            t->at[r] += keys[r] * t->width;
+            t->at[r] += reals[r];
         from = to;
     }
 }
@@ -340,11 +358,14 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
 /* Spans of the next chapter: as many as have room for their scores. */
 static int forward_chapter(const forward_tile *t, const na_span *spans, int count)
 {
+    const forward_state *s = t->w->run->state;
     int keys[ROWS_MAX] = {0}, some = 0;
+    if (s->whole)
+        return count;
     for (; some < count; some++)
         for (int r = spans[some].lo; r < spans[some].hi; r++) {
             keys[r] += spans[some].len;
-            if (keys[r] > t->w->run->state->chapter)
+            if (keys[r] > s->chapter)
                 return some;
         }
     return some;

@@ -129,8 +129,15 @@ typedef struct scoring {
     ahead *ahead[2]; /* what is fetched on the way, once for each span; NULL: nothing */
 } scoring;
 
-/* a / b for 0 <= a < 128, 0 < b < 128: a division of integers takes as long as ten products. */
-static inline int small_quotient(int a, int b) { return (int)(((float)a + 0.5f) / (float)b); }
+/* a / b for 0 <= a < 128, 0 < b <= 32: a division takes as long as ten products or more. */
+static inline int small_quotient(int a, int b)
+{
+    static const int32_t inverse[] = {0,    65536, 32768, 21846, 16384, 13108, 10923, 9363, 8192,
+                                      7282, 6554,  5958,  5462,  5042,  4682,  4370,  4096, 3856,
+                                      3641, 3450,  3277,  3121,  2979,  2850,  2731,  2622, 2521,
+                                      2428, 2341,  2260,  2185,  2115,  2048};
+    return a * inverse[b] >> 16;
+}
 
 /* The keys of a group, for lanes of start 0; returns their number. */
 static int list_keys(const scoring *t, const na_span *spans, int count, const real **key)

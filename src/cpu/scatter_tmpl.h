@@ -280,7 +280,7 @@ static void add_weights(const scatter_worker *w, const tile *t, const weights *w
     const natten_axis *axis = g->axis;
     for (int r = 0; r < t->work->rows; r++) {
         const na_lanes *lanes = na_work_lanes(g, t->work, t->number, r);
-        const int head = (t->work->head + r % t->work->heads) % g->group;
+        const int head = na_work_head(t->work, r) % g->group;
         for (int z = 0; z < t->z.count; z++)
             for (int y = 0; y < t->y[r].count; y++) {
                 const real *from = weights->row[r] + (z * axis[1].window + y) * axis[2].window;

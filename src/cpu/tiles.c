@@ -20,7 +20,11 @@ na_work na_work_at(const na_geometry *g, int64_t task)
     work.heads = na_min(g->heads, g->group - work.head);
     int z = g->across || g->planes ? 0 : digit(&task, extent);
     work.block = &g->block[digit(&task, g->blocks)];
-    work.rows = work.block->rows * work.heads;
+    for (int i = 0; i < work.block->rows; i++)
+        for (int head = 0; head < work.heads; head++) {
+            work.row_block[work.rows] = (uint8_t)i;
+            work.row_head[work.rows++] = (uint8_t)head;
+        }
     if (g->across)
         work.y = digit(&task, g->axis[1].query_extent);
     if (g->across || g->planes)
@@ -215,7 +219,7 @@ static const int32_t *make_limits(const na_geometry *g, const na_work *work, int
     for (int r = 0; r < count; r++) {
         const na_lanes *row = na_work_lanes(g, work, tile, r);
         for (int l = 0; l < NA_LANES; l++)
-            limits[r][l] = row->limit[l] + work->block->offset[r / work->heads];
+            limits[r][l] = row->limit[l] + na_work_offset(work, r);
     }
     return limits[0];
 }

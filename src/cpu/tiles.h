@@ -123,6 +123,8 @@ typedef struct na_work {
     int32_t z, y;  /* query of axis 0; across: of axis 1 */
     int32_t part;  /* upright */
     int32_t rows;  /* of its tiles: rows of the block times heads, the head running fastest */
+    uint8_t row_block[NA_ROWS]; /* of each tile row: its row of the block */
+    uint8_t row_head[NA_ROWS];  /* and which of the heads */
     const na_block *block;
 } na_work;
 
@@ -131,7 +133,19 @@ na_work na_work_at(const na_geometry *geometry, int64_t task);
 /* The query of axis 1 of tile row r. */
 static inline int32_t na_work_query(const na_geometry *geometry, const na_work *work, int row)
 {
-    return geometry->across ? work->y : work->block->index[row / work->heads];
+    return geometry->across ? work->y : work->block->index[work->row_block[row]];
+}
+
+/* The query head of tile row r. */
+static inline int32_t na_work_head(const na_work *work, int row)
+{
+    return work->head + work->row_head[row];
+}
+
+/* Across: keys between the starts of tile row 0's window and of tile row r's. */
+static inline int32_t na_work_offset(const na_work *work, int row)
+{
+    return work->block->offset[work->row_block[row]];
 }
 
 /* The number of tile row r's lane tile; `tile` is the tile at hand (upright: part->tile <= tile <
@@ -139,7 +153,7 @@ static inline int32_t na_work_query(const na_geometry *geometry, const na_work *
 static inline int32_t na_work_tile(const na_geometry *geometry, const na_work *work, int tile,
                                    int row)
 {
-    return geometry->across ? work->block->index[row / work->heads] : tile;
+    return geometry->across ? work->block->index[work->row_block[row]] : tile;
 }
 
 static inline const na_lanes *na_tile_lanes(const na_geometry *geometry, int32_t tile)

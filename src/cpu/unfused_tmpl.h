@@ -144,7 +144,7 @@ static void look_ahead(worker *w, const na_work *next, int64_t steps)
 static void add_bias(const unfused *u, const tile *t, const na_span *span, int row, real *score)
 {
     const na_lanes *lanes = na_work_lanes(u->geometry, t->work, t->number, row);
-    const real *bias = u->bias + (t->work->head + row % t->work->heads) * u->bias_head;
+    const real *bias = u->bias + na_work_head(t->work, row) * u->bias_head;
     bias += bias_entry(u->geometry, t->work, span, row);
     const vec_index step = vec_index_load(lanes->bias_step);
     for (int k = 0; k < span->len; k++, bias++, score += t->width) {

@@ -37,7 +37,7 @@ static tile tile_of_task(const na_geometry *g, const na_work *work)
         t.cut |= t.y[r].count != ay->window;
         t.y[r].first -= (int)ay->key_origin;
         t.before[r] = (t.y[r].first - t.y[0].first) / ay->dilation * g->axis[2].window +
-                      work->block->offset[r / work->heads];
+                      na_work_offset(work, r);
     }
     return t;
 }
