@@ -17,35 +17,69 @@ enum { CELL = 512 };
 /* What is needed to go through the bands of a unit. */
 typedef struct walk {
     int64_t *held;       /* what each slot of the ring holds, -1: nothing yet */
-    unsigned char *kept; /* of each cell: 1: in one slot once, as a whole; 2: otherwise; 0: never */
+    uint32_t *more;      /* of each cell: how many more slots hold it than the cell before; one that
+                            holds a piece of a cell counts twice */
     unsigned char *late; /* of each cell: 1: a band before adds to it only when all are done */
     na_key_row *rows;
+    int32_t z, y, first, last; /* of the band's task before: its queries of axes 0, 1; its parts */
 } walk;
 
-/* Notes the cells that a slot holds when a task finds its key row there. */
-static void touch(const na_bands *b, const na_geometry *g, const na_work *work,
-                  const na_key_row *row, const walk *w)
+/* Notes the cells that a part of a key row adds to: of all but those at its ends it has all keys.
+ */
+static void add_part(const na_bands *b, const na_geometry *g, int64_t number, int part,
+                     uint32_t *more)
 {
-    int first, last;
-    na_work_parts(g, work, &first, &last);
-    const int64_t number = row->z * g->axis[1].key_extent + row->y;
-    for (int p = first; p <= last; p++) {
-        const int64_t slot = row->slot + p % g->ring_part, holds = number * g->parts + p;
-        if (w->held[slot] == holds)
-            continue;
-        w->held[slot] = holds;
-        const int from = g->part[p].first, to = from + g->part[p].width;
-        for (int i = from / b->cell; i <= (to - 1) / b->cell; i++) {
-            const int64_t begin = (int64_t)i * b->cell, end = begin + b->cell;
-            const int whole = from <= begin && (end <= to || to == g->axis[2].key_extent);
-            unsigned char *kept = &w->kept[number * b->row_cells + i];
-            *kept = *kept || !whole ? 2 : 1;
-        }
+    const int64_t from = g->part[part].first, to = from + g->part[part].width;
+    const int64_t first = from / b->cell, last = (to - 1) / b->cell;
+    const int ends = to == g->axis[2].key_extent || to % b->cell == 0;
+    more += number * b->row_cells;
+    more[first]++;
+    more[last + 1]--;
+    if (from % b->cell || (first == last && !ends)) {
+        more[first]++;
+        more[first + 1]--;
+    }
+    if (first != last && !ends) {
+        more[last]++;
+        more[last + 1]--;
     }
 }
 
+/* Notes what a slot holds when a task finds its key row there. */
+static void touch(const na_bands *b, const na_geometry *g, const na_key_row *row, int part,
+                  const walk *w)
+{
+    const int64_t number = row->z * g->axis[1].key_extent + row->y;
+    const int64_t slot = row->slot + part % g->ring_part, holds = number * g->parts + part;
+    if (w->held[slot] == holds)
+        return;
+    w->held[slot] = holds;
+    add_part(b, g, number, part, w->more);
+}
+
+/* Notes what slots hold for a task. Where it has the key rows of the one before, so do the slots
+ * hold the parts of that: of a long row they are too many to look at for every task. */
+static void touch_all(const na_bands *b, const na_geometry *g, int64_t task, walk *w)
+{
+    const na_work work = na_work_at(g, task);
+    const int same = g->across && work.z == w->z && work.y == w->y;
+    int first, last;
+    na_work_parts(g, &work, &first, &last);
+    const int count = na_key_rows(g, &work, 0, w->rows);
+    for (int i = 0; i < count; i++)
+        for (int p = first; p <= last; p++)
+            if (same && w->first <= p && p <= w->last)
+                p = w->last;
+            else
+                touch(b, g, &w->rows[i], p, w);
+    w->z = work.z;
+    w->y = work.y;
+    w->first = first;
+    w->last = last;
+}
+
 /* Gives every band its cells. */
-static void make_places(na_bands *b, const na_geometry *g, const walk *w)
+static void make_places(na_bands *b, const na_geometry *g, walk *w)
 {
     b->own = 0;
     memset(w->late, 0, (size_t)b->cells);
@@ -53,21 +87,20 @@ static void make_places(na_bands *b, const na_geometry *g, const walk *w)
         b->owner[c] = -1;
     for (int32_t band = 0; band < b->count; band++) {
         int32_t *place = b->place + band * b->cells;
+        uint32_t slots = 0;
         memset(w->held, -1, (size_t)g->additional_slot * sizeof *w->held);
-        memset(w->kept, 0, (size_t)b->cells);
-        for (int64_t t = na_band_task(b, 0, band); t < na_band_task(b, 0, band + 1); t++) {
-            na_work work = na_work_at(g, t);
-            int count = na_key_rows(g, &work, 0, w->rows);
-            for (int i = 0; i < count; i++)
-                touch(b, g, &work, &w->rows[i], w);
-        }
+        memset(w->more, 0, (size_t)(b->cells + 1) * sizeof *w->more);
+        w->z = -1;
+        for (int64_t t = na_band_task(b, 0, band); t < na_band_task(b, 0, band + 1); t++)
+            touch_all(b, g, t, w);
         for (int64_t c = 0; c < b->cells; c++) {
-            place[c] = !w->kept[c] ? -2 : b->owner[c] >= 0 ? (int32_t)b->own++ : -1;
-            if (w->kept[c] && b->owner[c] < 0)
+            slots += w->more[c];
+            place[c] = !slots ? -2 : b->owner[c] >= 0 ? (int32_t)b->own++ : -1;
+            if (slots && b->owner[c] < 0)
                 b->owner[c] = band;
-            else if (w->kept[c] == 2)
+            else if (slots > 1)
                 w->late[c] = 1;
-            b->once[band * b->cells + c] = w->kept[c] == 1 && !w->late[c];
+            b->once[band * b->cells + c] = slots == 1 && !w->late[c];
         }
     }
     /* Cells that nobody touches are the first band's, which sets them to zero. */
@@ -116,19 +149,21 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     if (b->count == 1)
         return b;
     const size_t cells = (size_t)b->cells, places = cells * (size_t)b->count;
-    walk w = {malloc((size_t)g->additional_slot * sizeof *w.held), malloc(cells), malloc(cells),
-              malloc((size_t)g->key_rows * sizeof *w.rows)};
+    walk w = {.held = malloc((size_t)g->additional_slot * sizeof *w.held),
+              .more = malloc((cells + 1) * sizeof *w.more),
+              .late = malloc(cells),
+              .rows = malloc((size_t)g->key_rows * sizeof *w.rows)};
     b->place = malloc(places * sizeof *b->place);
     b->once = malloc(places);
     b->owner = malloc(cells * sizeof *b->owner);
-    const int enough = w.held && w.kept && w.late && w.rows && b->place && b->once && b->owner;
+    const int enough = w.held && w.more && w.late && w.rows && b->place && b->once && b->owner;
     for (; enough; b->count--) {
         make_places(b, g, &w);
         if (acceptable(b, g))
             break;
     }
     free(w.held);
-    free(w.kept);
+    free(w.more);
     free(w.late);
     free(w.rows);
     if (enough)
