@@ -109,6 +109,13 @@ def autocast(*tensors: Optional) -> tuple[Any, ...]:
     )
 
 
+def bias_in(dtype: torch.dtype, rpb: Tensor) -> Tensor:
+    """A position bias in the type of what it is added to."""
+    if rpb.is_complex():
+        raise _errors.NattenTypeError(f"rpb must be real, got {rpb.dtype}.")
+    return rpb.to(dtype)
+
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -212,7 +219,7 @@ def fused(
             query, key, value, rpb, additional_keys, additional_values
         )
     if rpb is not None and rpb.dtype != query.dtype:
-        rpb = rpb.to(query.dtype)
+        rpb = bias_in(query.dtype, rpb)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 1)
     if _masked.is_masked(dropout_p, key_padding_mask):
         dropout, seed = _masked.dropout_of(dropout_p, generator)
@@ -248,7 +255,7 @@ def qk(
     if torch.compiler.is_compiling() or _autocast_active():
         query, key, rpb, additional_keys = autocast(query, key, rpb, additional_keys)
     if rpb is not None and rpb.dtype != query.dtype:
-        rpb = rpb.to(query.dtype)
+        rpb = bias_in(query.dtype, rpb)
     shape = window(rank, kernel_size, stride, dilation, is_causal, origins, key, 2)
     attn = _attention.qk(query, key, rpb, additional_keys, shape)
     bias = _masked.key_bias_of(key_padding_mask, key, 2, rank)

@@ -12,7 +12,7 @@ from ._attention import qk
 from ._autograd import _zeros
 from ._call import is_block, parts
 from ._errors import NattenError, NattenTypeError
-from ._front import autocast, public
+from ._front import autocast, bias_in, public
 from ._window import Bools, Ints, ints, window
 
 
@@ -61,7 +61,7 @@ def add_rpb(
     ):
         if begin >= end:
             raise NattenError(f"key_origin must be before global_extent, got {begin} and {end}.")
-    bias = qk(*_zeros(attn, shape), rpb.to(attn.dtype), None, shape)
+    bias = qk(*_zeros(attn, shape), bias_in(attn.dtype, rpb), None, shape)
     extra = attn.shape[-1] - bias.shape[-1]
     if extra < 0:
         raise NattenError(
