@@ -192,7 +192,7 @@ typedef struct natten_problem {
     int64_t head_dim;          /* channels of queries and keys */
     int64_t value_dim;         /* channels of values; 0: as head_dim */
     int64_t additional_tokens; /* N; 0: none */
-    double scale;              /* multiplies query . key */
+    double scale;   /* multiplies query . key; in size at most 2^127, for float64 2^1023 */
     double dropout; /* FORWARD, BACKWARD: probability, from 0 to 1, that a weight is dropped; taken
                        to the nearest multiple of 2^-16. What is dropped depends on the run's seed
                        and offset, batch, head, the query's place on the whole axes and the slot,

@@ -148,6 +148,14 @@ static void test_roles(void)
     expect_refusal(&p, "scale must be finite");
     p.scale = INFINITY;
     expect_refusal(&p, "scale must be finite");
+    p.scale = 1e39;
+    expect_refusal(&p, "scale must be at most 2^127 in size where sums are float32, got 1e+39.");
+    p.dtype = NATTEN_F16;
+    p.scale = -0x1.8p127;
+    expect_refusal(&p, "scale must be at most 2^127 in size where sums are float32, got -2.5");
+    p.dtype = NATTEN_F64;
+    p.scale = 1.7e308;
+    expect_refusal(&p, "scale must be at most 2^1023 in size where sums are float64, got 1.7e+308");
     p = good_problem(NATTEN_QK);
     p.dropout = 0.5;
     expect_refusal(&p, "dropout is for the fused operations only, got 0.5.");

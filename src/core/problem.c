@@ -40,6 +40,18 @@ static natten_status check_head(const natten_problem *p)
     return NATTEN_OK;
 }
 
+/* Kernels multiply the scale by log2(e), in the type that sums are taken in. */
+static natten_status check_scale(const natten_problem *p)
+{
+    const int wide = p->dtype == NATTEN_F64;
+    if (!isfinite(p->scale))
+        return BAD("scale must be finite, got %g.", p->scale);
+    if (fabs(p->scale) > (wide ? 0x1p1023 : 0x1p127))
+        return BAD("scale must be at most 2^%d in size where sums are float%d, got %g.",
+                   wide ? 1023 : 127, wide ? 64 : 32, p->scale);
+    return NATTEN_OK;
+}
+
 static natten_status check_sizes(const natten_problem *p)
 {
     if (p->batch < 0)
@@ -57,8 +69,6 @@ static natten_status check_sizes(const natten_problem *p)
         return BAD("value_dim must be at least 1, got %" D ".", p->value_dim);
     if (p->additional_tokens < 0)
         return BAD("additional_tokens must not be negative, got %" D ".", p->additional_tokens);
-    if (!isfinite(p->scale))
-        return BAD("scale must be finite, got %g.", p->scale);
     if (!(p->dropout >= 0 && p->dropout <= 1))
         return BAD("dropout must be between 0 and 1, got %g.", p->dropout);
     if (p->dropout > 0 && p->op != NATTEN_FORWARD && p->op != NATTEN_BACKWARD)
@@ -68,7 +78,7 @@ static natten_status check_sizes(const natten_problem *p)
     for (int i = 0; i < 5; i++)
         if (sizes[i] > extent_limit)
             return BAD("%s must be at most %" D ", got %" D ".", names[i], extent_limit, sizes[i]);
-    return NATTEN_OK;
+    return check_scale(p);
 }
 
 static natten_status check_rule(const natten_axis *axis, int i)

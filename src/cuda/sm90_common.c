@@ -58,8 +58,6 @@ natten_status na_sm90_check_sizes(natten_plan *plan)
         return na_refuse(plan, "no key bias");
     if (p->dropout > 0)
         return na_refuse(plan, "no dropout");
-    if (!isfinite((float)p->scale))
-        return na_refuse(plan, "only finite scales, not %g", p->scale);
     return NATTEN_OK;
 }
 
