@@ -31,6 +31,9 @@ static const char *const shapes[2][NATTEN_D_QUERY] = {
     {"BqHD", "BkGD", "BkGE", "BqHE", "BqH", "BHqW", "Hb", "BNGD", "BNGE", "BkG"},
     {"BHqD", "BGkD", "BGkE", "BHqE", "BHq", "BHqW", "Hb", "BGND", "BGNE", "BGk"}};
 
+/* More than any tensor has of anything, and additional tokens can be added to it. */
+static const int64_t no_size = INT64_MAX / 2;
+
 /* A size, and which role it was seen at first; -1: it comes from kernel_size. */
 typedef struct sizes {
     int64_t size[MEANINGS];
@@ -118,10 +121,13 @@ static natten_status mismatch(natten_call *call, const sizes *s, int role, int m
     char here[64], there[64];
     phrase(meaning, size, here, sizeof here);
     phrase(meaning, s->size[meaning], there, sizeof there);
-    if (meaning == SLOTS)
-        return BAD("%s has %" D " slots in its last dimension, but the window%s %s %" D ".",
+    if (meaning == SLOTS) {
+        const int many = s->size[SLOTS] >= no_size;
+        return BAD("%s has %" D " slots in its last dimension, but the window%s %s %s%" D ".",
                    names[role], size, s->size[TOKENS] ? " and the additional tokens" : "",
-                   s->size[TOKENS] ? "have" : "has", s->size[meaning]);
+                   s->size[TOKENS] ? "have" : "has", many ? "more than " : "",
+                   many ? INT32_MAX : s->size[SLOTS]);
+    }
     if (s->role[meaning] < 0)
         return BAD("%s has %" D " entries on axis %d, but kernel_size %" D " asks for %" D ".",
                    names[role], size, meaning - BIASES, entry(call, KERNEL_SIZE, meaning - BIASES),
@@ -181,16 +187,16 @@ static natten_status check_place(natten_call *call, int role, int first)
 
 /* What the window alone says about sizes. The product may be too large for any tensor to have it:
  * it then stays at a size no tensor has. */
-static void learn_window(const natten_call *call, sizes *s)
+static natten_status learn_window(natten_call *call, sizes *s)
 {
     int64_t slots = 1;
     for (int i = 0; i < call->rank; i++) {
         int64_t window = entry(call, KERNEL_SIZE, i);
-        if (window < 1 || window > INT32_MAX || slots > INT32_MAX)
-            slots = INT64_MAX / 2;
-        else
-            slots *= window;
-        s->size[BIASES + i] = window > INT32_MAX ? INT64_MAX : 2 * window - 1;
+        /* Else the first tensor whose size follows from it would be what is wrong. */
+        if (window < 1)
+            return BAD("kernel_size must be at least 1, got %" D " for axis %d.", window, i);
+        slots = window > INT32_MAX || slots > INT32_MAX ? no_size : slots * window;
+        s->size[BIASES + i] = window > no_size ? INT64_MAX : 2 * window - 1;
         s->known[BIASES + i] = 1;
         s->role[BIASES + i] = -1;
     }
@@ -203,6 +209,7 @@ static void learn_window(const natten_call *call, sizes *s)
     s->size[SLOTS] = slots + s->size[TOKENS];
     s->known[SLOTS] = 1;
     s->role[SLOTS] = -1;
+    return NATTEN_OK;
 }
 
 /* Zero stands for "as the other" in a problem: a size that really is zero must not get there. */
@@ -324,7 +331,7 @@ static natten_status check_window(natten_call *call)
 {
     for (int i = 0; i < call->rank; i++) {
         const natten_axis *axis = &call->problem.axis[i];
-        if (axis->window >= 1 && axis->window <= axis->global_extent)
+        if (axis->window <= axis->global_extent)
             continue;
         natten_plan *plan;
         natten_status status = natten_plan_create(&call->problem, NULL, &plan);
@@ -354,9 +361,8 @@ natten_status natten_call_bind(natten_call *call)
     uint64_t inputs = 0;
     int first = -1;
     call->rank = 0;
-    if (set_rank(call) != NATTEN_OK)
+    if (set_rank(call) != NATTEN_OK || learn_window(call, &s) != NATTEN_OK)
         return NATTEN_ERROR_ARGUMENT;
-    learn_window(call, &s);
     for (int role = 0; role < NATTEN_ROLES; role++) {
         if ((call->outputs >> role & 1) || call->tensor[role].dims < 0)
             continue;

@@ -17,6 +17,7 @@ Q = torch.zeros(2, 6, 8, 4, 16)
 FIRST = torch.zeros(2, 4, 6, 8, 16)
 ATTN = torch.zeros(2, 4, 6, 8, 9)
 META = Q.to("meta")
+COMPLEX = torch.zeros(4, 5, 5, dtype=torch.cfloat)
 
 # What is added to tensors: under a transform, one of many zeros.
 zero: Any = 0
@@ -46,6 +47,7 @@ EXTENT = (
     "kernel_size times dilation must be at most the extent, got kernel_size 3, dilation 3 and "
     "extent 6 for axis 0."
 )
+REAL = "rpb must be real, got torch.complex64."
 TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     (
         "rank of query",
@@ -199,23 +201,32 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         NattenTypeError,
         "rpb must be a tensor, got NoneType.",
     ),
+    ("complex bias", lambda: na(rpb=COMPLEX), NattenTypeError, REAL),
+    ("complex bias of scores", lambda: qk(rpb=COMPLEX), NattenTypeError, REAL),
+    ("complex bias to add", lambda: F.add_rpb(ATTN, COMPLEX, 3), NattenTypeError, REAL),
     (
-        "complex bias",
-        lambda: na(rpb=torch.zeros(4, 5, 5, dtype=torch.cfloat)),
-        NattenTypeError,
-        "rpb must be real, got torch.complex64.",
+        "negative kernel_size of a bias to add",
+        lambda: F.add_rpb(ATTN, torch.zeros(4, 5, 5), (3, -5)),
+        NattenError,
+        "kernel_size must be at least 1, got -5 for axis 1.",
     ),
     (
-        "complex bias of scores",
-        lambda: qk(rpb=torch.zeros(4, 5, 5, dtype=torch.cfloat)),
-        NattenTypeError,
-        "rpb must be real, got torch.complex64.",
+        "far too large a window of a bias to add",
+        lambda: F.add_rpb(ATTN, torch.zeros(4, 5, 5), 2**31),
+        NattenError,
+        "rpb has 5 entries on axis 0, but kernel_size 2147483648 asks for 4294967295.",
     ),
     (
-        "complex bias to add",
-        lambda: F.add_rpb(ATTN, torch.zeros(4, 5, 5, dtype=torch.cdouble), 3),
-        NattenTypeError,
-        "rpb must be real, got torch.complex128.",
+        "negative kernel_size in AV",
+        lambda: av(kernel_size=-3),
+        NattenError,
+        "kernel_size must be at least 1, got -3 for axis 0.",
+    ),
+    (
+        "far too large a window in AV",
+        lambda: av(kernel_size=2**40),
+        NattenError,
+        "attn has 9 slots in its last dimension, but the window has more than 2147483647.",
     ),
     (
         "a bias without axes",
@@ -330,6 +341,12 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("infinite scale", lambda: na(scale=float("inf")), NattenError, "scale must be finite"),
     ("scale past all floats", lambda: na(scale=10**400), NattenError, "scale must be finite"),
+    (
+        "scale past float32",
+        lambda: na(scale=1e39),
+        NattenError,
+        "scale must be at most 2^127 in size where sums are float32, got 1e+39.",
+    ),
     (
         "no tensor",
         lambda: na(k=None),
