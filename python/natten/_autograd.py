@@ -18,6 +18,8 @@ attention. First derivatives go straight to the library's backward ops.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -124,6 +126,22 @@ class _Op(Function):
     apply_fast: Any
 
 
+def _classed(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that raises what a forward would, whose errors the public function sees to."""
+
+    @functools.wraps(backward)
+    def outer(ctx: Any, *grads: Optional) -> Any:
+        try:
+            return backward(ctx, *grads)
+        except RuntimeError as error:
+            better = _ops.classed(error)
+            if better is error:
+                raise
+            raise better from None
+
+    return outer
+
+
 def _finish(cls: Any) -> Any:
     """Adds the mapping rule, if there is none, and `cls.fast`: the same Function with its context
     set up in forward, which costs a fifth and is what plain calls use, by `cls.apply_fast`."""
@@ -141,6 +159,7 @@ def _finish(cls: Any) -> Any:
         _state.follow_autotuner()
         return cls.backward(ctx, *grads)
 
+    cls.backward = staticmethod(_classed(cls.backward))
     if "vmap" not in vars(cls):
         cls.vmap = staticmethod(vmap)
     forward = getattr(cls, "fast_forward", forward)

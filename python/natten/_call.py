@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from . import _lib
 from ._errors import NattenError, from_status
@@ -27,6 +28,8 @@ Window = tuple[int, ...]
 MOST = 1 << 62
 _PARTS = 4
 _PARTS_OF_BLOCK = 7
+
+_T = TypeVar("_T")
 
 
 def rank_of(window: Window) -> int:
@@ -221,6 +224,18 @@ class Call:
     def dtype(self, role: int) -> int:
         """The dtype code of an output."""
         return int(self.struct.tensor[role].dtype)
+
+    def make(self, makers: Sequence[Callable[[], _T]], roles: Sequence[int]) -> tuple[_T, ...]:
+        """Outputs, or contiguous copies of inputs, in these roles."""
+        made: list[_T] = []
+        try:
+            for maker in makers:
+                made.append(maker())
+        except (MemoryError, RuntimeError) as error:
+            call = _lib.Call.from_buffer_copy(self.struct)  # other threads may be using this one
+            status = _lib.library.natten_call_no_memory(call, roles[len(made)])
+            raise from_status(status, call.text.decode()) from error
+        return tuple(made)
 
     def plan(self) -> int:
         """Finds the kernel, which checks all that was not checked yet; returns the bytes of device

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _attention, _errors, _lib, _masked
+from . import _attention, _errors, _masked, _ops
 from ._knobs import check_knobs
 from ._nested import over_items
 from ._sharding import refuse_dropout, shard_ops
@@ -130,7 +130,7 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
     order = ", ".join(n for n, p in parameters.parameters.items() if p.kind == positional)
 
     def explained(error: Exception, args: Any, kwargs: Any) -> Exception:
-        status = _lib.library.natten_torch_failure()
+        classed = _ops.classed(error)
         if isinstance(error, _errors.NattenTypeError):
             return error
         try:
@@ -141,7 +141,7 @@ def public(function: Callable[_P, _R], rank: int) -> Callable[_P, _R]:
             _check_arguments(given, order, rank)
         except (_errors.NattenError, NotImplementedError) as better:
             return better
-        return _errors.from_status(status, str(error)) if status else error
+        return classed
 
     @functools.wraps(function)
     def outer(*args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -244,6 +244,7 @@ def _load() -> ctypes.CDLL:
             c_int,
             [pointer(Call), c_void_p, c_int64, c_int64, pointer(Run), size],
         ),
+        "natten_call_no_memory": (c_int, [pointer(Call), c_int64]),
         "natten_call_must_copy": (c_int, [pointer(Tensor), c_int64]),
         "natten_torch_register": (c_int, [c_char_p, c_char_p, c_size_t]),
         "natten_torch_failure": (c_int, []),

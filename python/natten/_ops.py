@@ -21,7 +21,7 @@ from torch import Tensor
 from . import _call, _lib, _log, _preferences
 from ._call import Call, Op, View, Window
 from ._environment import variable
-from ._errors import NattenError
+from ._errors import NattenError, from_status
 
 _DTYPES = {
     torch.float32: _lib.F32,
@@ -115,6 +115,10 @@ def _seed_of(seed: Optional) -> int:
     return int(low | high << 32)
 
 
+def _same(tensor: Optional) -> Optional:
+    return tensor
+
+
 def _computing(op: Op) -> Callable[..., Any]:
     """The op in Python: of its tensors, their keys, the numbers after them, and the seed."""
     prepared = functools.lru_cache(maxsize=256)(functools.partial(_prepare, op))
@@ -126,8 +130,9 @@ def _computing(op: Op) -> Callable[..., Any]:
         call, makers, copies = prepared(keys, _preferences.current, *numbers)
         if copies:
             pairs = zip(tensors, copies, strict=True)
-            tensors = tuple([t.contiguous() if copy else t for t, copy in pairs])
-        outputs = tuple([make() for make in makers])
+            usual = [t.contiguous if copy else functools.partial(_same, t) for t, copy in pairs]
+            tensors = call.make(usual, op.inputs)
+        outputs = call.make(makers, op.outputs)
         everything = tensors + outputs
         addresses = [everything[i].data_ptr() for i in call.order]
         workspace = stream = 0
@@ -231,6 +236,13 @@ def _check_fake(
         views.append(View(shape, _contiguous(shape), dtype, _lib.CPU, 0))
     if all(type(number) is int for number in window):
         Call(op, views, window, scale, wanted, dropout=dropout).plan()
+
+
+def classed(error: Exception) -> Exception:
+    """The exception that an op's error stands for: where its kernel is the library's own, torch
+    makes a RuntimeError of each."""
+    status = _lib.library.natten_torch_failure()
+    return from_status(status, str(error)) if status else error
 
 
 def _tags() -> tuple[torch.Tag, ...]:

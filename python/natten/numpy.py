@@ -66,6 +66,13 @@ def _view(array: Array | None) -> View | None:
     return View(array.shape, strides, dtype, _lib.CPU, 0)
 
 
+def _empty(call: Call, role: int) -> Array | None:
+    """An output, if it is wanted."""
+    if not call.wants(role):
+        return None
+    return np.empty(call.shape(role), np.dtype(_NAMES[call.dtype(role)]))
+
+
 def _compute(
     op: Op,
     order: Order,
@@ -83,13 +90,10 @@ def _compute(
     ordered = replace(op, order=_ORDERS[order])
     call = Call(ordered, [_view(a) for a in usable], shape, scale, bits, dropout=dropout_p)
     call.plan()
-    results = [
-        np.empty(call.shape(role), np.dtype(_NAMES[call.dtype(role)])) if call.wants(role) else None
-        for role in op.outputs
-    ]
+    results = call.make([functools.partial(_empty, call, role) for role in op.outputs], op.outputs)
     everything: list[Any] = [*usable, *results]
     call.run([everything[i].ctypes.data for i in call.order], seed=seed)
-    return tuple(results)
+    return results
 
 
 def _rank_error(name: str, array: Any, rank: int) -> None:

@@ -415,6 +415,17 @@ natten_status natten_call_repeat(const natten_call *call, const natten_repeat *r
     return natten_compute(&call->problem, &run);
 }
 
+natten_status natten_call_no_memory(natten_call *call, int64_t role)
+{
+    static const int sizes_of[NATTEN_DTYPES] = {4, 8, 2, 2};
+    const natten_tensor *tensor = &call->tensor[role];
+    double bytes = tensor->dims < 0 ? 0 : sizes_of[tensor->dtype];
+    for (int i = 0; i < tensor->dims; i++)
+        bytes *= (double)tensor->size[i];
+    return fail(call, NATTEN_ERROR_MEMORY, "No memory for %s%s of %.0f bytes.",
+                call->outputs >> role & 1 ? "" : "a contiguous copy of ", names[role], bytes);
+}
+
 int natten_call_must_copy(const natten_tensor *tensor, int64_t role)
 {
     natten_role whole = primal((int)role);

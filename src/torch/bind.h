@@ -81,6 +81,10 @@ NATTEN_API natten_status natten_call_items(natten_call *call, const natten_item_
                                            int64_t count, int64_t rank, const natten_run *run,
                                            size_t *workspace);
 
+/* Notes that there is no memory for the tensor in a role, or, if it is an input, for a contiguous
+ * copy of it: its text has the name and the bytes. */
+NATTEN_API natten_status natten_call_no_memory(natten_call *call, int64_t role);
+
 /* 1 if the last axis of a tensor in this role must be consecutive in memory and is not. */
 NATTEN_API int natten_call_must_copy(const natten_tensor *tensor, int64_t role);
 

@@ -259,7 +259,6 @@ static void take_numbers(const op *o, const uint64_t *word, natten_call *call)
 /* Stack in, handles and call out; false, with a text, if a tensor could not be made contiguous. */
 static natten_status take(const op *o, const uint64_t *stack, void **handles, natten_call *call)
 {
-    natten_status status = NATTEN_OK;
     call->op = o->op;
     call->order = o->order;
     call->preferences = atomic_load_explicit(&preferences, memory_order_relaxed);
@@ -274,12 +273,10 @@ static natten_status take(const op *o, const uint64_t *stack, void **handles, na
             continue;
         describe(handles[i], tensor);
         if (natten_call_must_copy(tensor, o->input[i]) && tensor->dtype >= 0 &&
-            tensor->device >= 0 && !make_contiguous(&handles[i], tensor)) {
-            snprintf(call->text, sizeof call->text, "No memory for a contiguous copy.");
-            status = NATTEN_ERROR_MEMORY;
-        }
+            tensor->device >= 0 && !make_contiguous(&handles[i], tensor))
+            return natten_call_no_memory(call, o->input[i]);
     }
-    return status;
+    return NATTEN_OK;
 }
 
 /* Makes the outputs, those nobody wants empty. */
@@ -295,10 +292,8 @@ static natten_status make_outputs(const op *o, natten_call *call, void **outputs
         else
             outputs[i] = allocate(&call->tensor[o->input[0]], 1, nothing, one,
                                   code_of(call->tensor[o->input[0]].dtype));
-        if (!outputs[i]) {
-            snprintf(call->text, sizeof call->text, "No memory for the results.");
-            return NATTEN_ERROR_MEMORY;
-        }
+        if (!outputs[i])
+            return natten_call_no_memory(call, role);
         na_torch.mutable_data(outputs[i], &tensor->data);
     }
     return NATTEN_OK;
@@ -349,6 +344,7 @@ void na_torch_call(natten_op which, uint64_t *stack)
 {
     const op *o = &ops[which];
     natten_call call;
+    failure = NATTEN_OK;
     memset(&call, 0, sizeof call);
     void *inputs[MOST_TENSORS] = {NULL}, *outputs[6] = {NULL};
     natten_status status = take(o, stack, inputs, &call);
