@@ -147,6 +147,16 @@ _items_backward = torch.ops.natten.items_backward.default
 # derivatives
 
 
+def _rows_of(table: Tensor) -> list[list[int]]:
+    if table.is_meta:
+        raise NattenError(
+            "Transforms and second derivatives go item by item, but the lengths are on meta, where "
+            "there are no numbers."
+        )
+    rows: list[list[int]] = table.tolist()
+    return rows
+
+
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
@@ -180,7 +190,7 @@ class _Items(Function):
             return _gradients(ctx, d_out, d_lse)
         query, key, value, table, _, _ = ctx.saved_tensors
         tensors = (query, key, value)
-        outputs = _by_items(query, key, value, table.tolist(), ctx.scale)
+        outputs = _by_items(query, key, value, _rows_of(table), ctx.scale)
         pairs = [(o, d) for o, d in zip(outputs, (d_out, d_lse), strict=True) if d is not None]
         inputs = [t for t, n in zip(tensors, ctx.needs_input_grad, strict=False) if n]
         grads = iter(
@@ -310,7 +320,7 @@ def attention_of_items(
             )
     scale = scale_of(scale, query)
     if transformed():
-        return _by_items(query, key, value, table.tolist() if rows is None else rows, scale)
+        return _by_items(query, key, value, _rows_of(table) if rows is None else rows, scale)
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         result: tuple[Tensor, Tensor] = _items_traced(query, key, value, table, scale)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):

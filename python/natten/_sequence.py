@@ -78,8 +78,9 @@ def _check_lengths(name_q: str, of_queries: Any, name_kv: str, of_keys: Any) -> 
 
 def _table(of_queries: Tensor, of_keys: Tensor, is_causal: bool) -> Tensor:
     """The table of the items (see _items.py), from the lengths of sequences. On a CPU, whatever
-    device they are on: it is the host that goes through the items."""
-    queries, keys = of_queries.cpu().to(torch.int64), of_keys.cpu().to(torch.int64)
+    device they are on: it is the host that goes through the items. Only on meta there are none."""
+    place = "meta" if of_queries.is_meta else "cpu"
+    queries, keys = of_queries.to(place, torch.int64), of_keys.to(place, torch.int64)
     ones = torch.ones_like(queries)
     return torch.stack(
         (queries, keys, torch.zeros_like(queries), ones, ones, ones * int(is_causal)), 1
@@ -88,7 +89,8 @@ def _table(of_queries: Tensor, of_keys: Tensor, is_causal: bool) -> Tensor:
 
 def _cut(cumulative: Tensor, name: str) -> Tensor:
     """Lengths from cumulative lengths."""
-    if cumulative.shape[0] < 1 or (not torch.compiler.is_compiling() and int(cumulative[0])):
+    unknown = torch.compiler.is_compiling() or cumulative.is_meta
+    if cumulative.shape[0] < 1 or (not unknown and int(cumulative[0])):
         raise NattenError(f"{name} must begin with 0.")
     return cumulative.diff()
 
@@ -127,6 +129,8 @@ def generate_varlen_parameters(
         ("seqlens_Q", seqlens_Q, query),
         ("seqlens_KV", seqlens_KV, key),
     ):
+        if lengths.is_meta:
+            raise NattenError(f"{name} is on meta, where there are no numbers to add up.")
         total, least = int(lengths.sum()), int(lengths.min()) if len(lengths) else 0
         if total != tensor.shape[1] or least < 0:
             raise NattenError(
@@ -225,6 +229,11 @@ def attention(
         raise NotImplementedError("Packed sequences take neither dropout nor key_padding_mask.")
     if table is not None:
         check_packed(query, key, value)
+        if table.is_meta and not query.is_meta:
+            raise NattenError(
+                "Lengths of sequences are on meta, where there are no numbers, but query is on "
+                f"{query.device}."
+            )
     elif compiled or query.shape[1] == 0 or tokens == 0:
         # A window is a constant of a graph, a table is not: any number of tokens is one graph. And
         # a window has keys.

@@ -17,6 +17,7 @@ import natten.functional as F
 from natten import NattenError, NattenTypeError
 from natten._knobs import KernelSchedule
 from natten._merge import merge_with_additional
+from natten.utils.varlen import generate_varlen_parameters
 from problems import DTYPES, arranged, assert_close
 
 
@@ -386,3 +387,24 @@ def test_errors_without_tokens(empty: str) -> None:
     for call, text in cases:
         with pytest.raises(NattenError, match=re.escape(text)):
             call()
+
+
+def test_lengths_on_meta() -> None:
+    """Shapes do not depend on them, numbers do."""
+    x = torch.randn(1, 10, 2, 8)
+    meta, lengths = x.to("meta").requires_grad_(), torch.tensor([4, 6]).to("meta")
+    sums = torch.tensor([0, 4, 10]).to("meta")
+    out, lse = F.attention(
+        meta, meta, meta[..., :3], seqlens_Q=lengths, seqlens_KV=lengths, return_lse=True
+    )
+    assert out.is_meta and out.shape == (1, 10, 2, 3) and lse.shape == (1, 10, 2)
+    (grad,) = torch.autograd.grad(out.sum(), meta, retain_graph=True)
+    assert grad.is_meta and grad.shape == meta.shape
+    again = F.attention(meta, meta, meta, cumulative_seqlen_Q=sums, cumulative_seqlen_KV=sums)
+    assert again.is_meta and again.shape == meta.shape
+    with pytest.raises(NattenError, match="on meta, where there are no numbers, but query is on c"):
+        F.attention(x, x, x, cumulative_seqlen_Q=sums, cumulative_seqlen_KV=sums)
+    with pytest.raises(NattenError, match="seqlens_Q is on meta, where there are no numbers"):
+        generate_varlen_parameters(meta, meta, meta, lengths, lengths)
+    with pytest.raises(NattenError, match="second derivatives go item by item, but the lengths"):
+        torch.autograd.grad(out.sum(), meta, create_graph=True)
