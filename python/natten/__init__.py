@@ -46,6 +46,17 @@ _HOMES = {
         "is_flex_compile_allowed",
         "is_flex_compile_backprop_allowed",
     ),
+    "_hardware": (
+        "has_bfloat",
+        "has_cuda",
+        "has_fna",
+        "has_fp32_gemm",
+        "has_fp64_gemm",
+        "has_fused_na",
+        "has_gemm",
+        "has_half",
+        "has_tf32_gemm",
+    ),
     "cache": ("warmup",),
     "functional": (
         "attention",
@@ -74,15 +85,6 @@ _HOMES = {
         "enable_tiled_na",
         "force_flex_attention",
         "get_memory_usage_preference",
-        "has_bfloat",
-        "has_cuda",
-        "has_fna",
-        "has_fp32_gemm",
-        "has_fp64_gemm",
-        "has_fused_na",
-        "has_gemm",
-        "has_half",
-        "has_tf32_gemm",
         "is_autotuner_enabled",
         "is_autotuner_enabled_for_backward",
         "is_autotuner_enabled_for_forward",
@@ -136,16 +138,27 @@ _SUBMODULES = (
 __all__ = ["HAS_LIBNATTEN", "NattenError", "NattenTypeError", "__version__", *_HOME_OF]
 
 
+def _load(module: str, name: str) -> Any:
+    """The module that a name is from."""
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        text = f"{__name__}.{name} needs torch, which is not installed; natten.numpy does not."
+        raise ModuleNotFoundError(text, name="torch") from None
+
+
 def __getattr__(name: str) -> Any:
     name = "libnatten" if name == "_C" else name
     if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return _load(name, name)
     if name.startswith("natten") or name == "enable_autotuner":
         # Functions of 0.14 to 0.17.4.
-        return getattr(importlib.import_module(f"{__name__}.functional"), name)
+        return getattr(_load("functional", name), name)
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    value = getattr(_load(_HOME_OF[name], name), name)
     globals()[name] = value
     return value
 

@@ -229,6 +229,8 @@ def fused(
         tensors = (query, key, value, rpb, additional_keys, additional_values, key_bias)
         out, lse = _masked.fused(tensors, shape, check_scale(scale), dropout, seed)
     else:
+        if generator is not None:
+            _masked.check_generator(generator)
         scale = check_scale(scale)
         out, lse = _attention.fused(
             query, key, value, rpb, additional_keys, additional_values, shape, scale

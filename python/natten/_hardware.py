@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from . import _lib
 
-Device = int | torch.device | str | None
+if TYPE_CHECKING:
+    import torch
+
+    Device = int | torch.device | str | None
 
 
 def get_device_cc(device_index: Device = None) -> int:
     """Compute capability of a GPU, times ten: 90 for 9.0. Torch's current CUDA device unless given;
-    0 if there is none that this library can use, as on a machine without a GPU."""
+    0 if there is none that this library can use, as on a machine without a GPU, or without torch.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return 0
     if not torch.cuda.is_available():
         return 0
     index = device_index

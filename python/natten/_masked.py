@@ -186,14 +186,19 @@ def is_masked(dropout_p: Any, mask: Any) -> bool:
     return mask is not None or not isinstance(dropout_p, (int, float)) or dropout_p != 0
 
 
+def check_generator(generator: Any) -> None:
+    """Raises for what is none, also where nothing is drawn from it."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise NattenTypeError(f"generator must be a torch.Generator, got {generator!r}.")
+
+
 def dropout_of(dropout_p: float, generator: Any) -> tuple[float, Optional]:
     """The probability, and a seed if it is not 0."""
     if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):
         raise NattenTypeError(f"dropout_p must be a number, got {dropout_p!r}.")
     if not 0 <= dropout_p <= 1:
         raise NattenError(f"dropout_p must be between 0 and 1, got {dropout_p}.")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise NattenTypeError(f"generator must be a torch.Generator, got {generator!r}.")
+    check_generator(generator)
     return float(dropout_p), _ops.draw_seed(generator) if dropout_p else None
 
 

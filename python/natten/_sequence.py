@@ -13,7 +13,7 @@ from ._errors import NattenError, NattenTypeError
 from ._front import Optional, fused, kind_of, public, result
 from ._items import attention_of_items, transformed
 from ._knobs import ATTENTION_KNOBS, check_knobs
-from ._masked import check_key_bias, dropout_of, is_masked, key_bias_of
+from ._masked import check_generator, check_key_bias, dropout_of, is_masked, key_bias_of
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -215,6 +215,7 @@ def attention(
     check_knobs("attention", 1, knobs, ATTENTION_KNOBS)
     if not isinstance(is_causal, bool):
         raise NattenTypeError(f"is_causal must be a bool, got {is_causal!r}.")
+    check_generator(generator)
     check_tensors(query, key, value)
     table = _packed(
         (seqlens_Q, seqlens_KV),

@@ -42,13 +42,25 @@ _DTYPES = {"float32": _lib.F32, "float64": _lib.F64, "float16": _lib.F16, "bfloa
 _NAMES = {code: name for name, code in _DTYPES.items()}
 
 
+def _checked(name: str, array: Any) -> Array:
+    """An array, if it is one whose elements are all that there is to it."""
+    if not isinstance(array, np.ndarray):
+        raise NattenTypeError(f"{name} must be a NumPy array, got {type(array).__name__}.")
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise NattenTypeError(
+            f"{name} is a masked array, whose mask nothing here looks at: pass its filled(), and "
+            "for keys to be ignored a key_bias that is -inf there."
+        )
+    checked: Array = array
+    return checked
+
+
 def _usable(array: Array | None, role: int) -> Array | None:
     """The array, or a copy if the library could not address its elements."""
     name = _call.ARGUMENTS[role]
     if array is None and role in _call.OPTIONAL:
         return None
-    if not isinstance(array, np.ndarray):
-        raise NattenTypeError(f"{name} must be a NumPy array, got {type(array).__name__}.")
+    array = _checked(name, array)
     size = array.itemsize
     addressable = array.flags.aligned and array.dtype.isnative
     addressable = addressable and not any(stride % size for stride in array.strides)
@@ -97,9 +109,7 @@ def _compute(
 
 
 def _rank_error(name: str, array: Any, rank: int) -> None:
-    if not isinstance(array, np.ndarray):
-        raise NattenTypeError(f"{name} must be a NumPy array, got {type(array).__name__}.")
-    if array.ndim != rank + 3:
+    if _checked(name, array).ndim != rank + 3:
         raise NattenError(
             f"{name} must have {rank + 3} dimensions for a map of rank {rank}, got {array.ndim}."
         )

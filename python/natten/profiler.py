@@ -17,8 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+try:
+    import torch
+    from torch import Tensor
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("natten.profiler needs torch.", name="torch") from None
 
 from . import _call, _ops, _preferences, context
 from ._knobs import FMHA_BACKENDS, FNA_BACKENDS, SCHEDULES
@@ -41,39 +44,52 @@ def parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """What a size or a number of something must be."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    parse.__name__ = "integer"  # as argparse calls it, where the text is none
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m natten.profiler", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("-i", "--input-size", type=int, nargs="+", required=True, help="extents of the map")
-    add("-b", "--batch-size", type=int, default=1)
-    add("-n", "--heads", type=int, default=1)
-    add("--heads-kv", type=int, help="heads of keys and values (as --heads)")
-    add("-d", "--dim", type=int, default=64, help="channels of a head")
-    add("--dim-value", type=int, help="channels of a value (as --dim)")
-    add("-w", "--window-size", type=int, nargs="+", help="kernel_size (the whole map)")
-    add("-s", "--stride", type=int, nargs="+", default=[1])
-    add("--dilation", type=int, nargs="+", default=[1])
+    add, some, any_number = parser.add_argument, _at_least(1), _at_least(0)
+    add("-i", "--input-size", type=some, nargs="+", required=True, help="extents of the map")
+    add("-b", "--batch-size", type=some, default=1)
+    add("-n", "--heads", type=some, default=1)
+    add("--heads-kv", type=some, help="heads of keys and values (as --heads)")
+    add("-d", "--dim", type=some, default=64, help="channels of a head")
+    add("--dim-value", type=some, help="channels of a value (as --dim)")
+    add("-w", "--window-size", type=some, nargs="+", help="kernel_size (the whole map)")
+    add("-s", "--stride", type=some, nargs="+", default=[1])
+    add("--dilation", type=some, nargs="+", default=[1])
     add("-c", "--causal", type=parse_bool, nargs="+", default=[False])
     add("--dtype", choices=_DTYPES, help="fp16 on a GPU, fp32 on a CPU unless given")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one")
     add("--backprop", action="store_true", help="gradients too")
-    add("--add-kv", type=int, default=0, help="additional tokens")
-    add("--warmup-steps", type=int, default=10)
-    add("--steps", type=int, default=10, help="timed runs")
+    add("--add-kv", type=any_number, default=0, help="additional tokens")
+    add("--warmup-steps", type=any_number, default=10)
+    add("--steps", type=some, default=10, help="timed runs")
     add("--dry-run", action="store_true", help="which kernels, and why not others; no runs")
     add("--optimize", action="store_true", help="let the autotuner choose first")
-    add("--optimize-warmup-steps", type=int, default=5)
+    add("--optimize-warmup-steps", type=any_number, default=5)
     add("--compile", action="store_true", help="the call through torch.compile")
     hints = parser.add_argument_group("hints without effect, as in natten.functional.na2d")
     hint = hints.add_argument
     hint("--backend", choices=FNA_BACKENDS)
     hint("--fmha-backend", choices=FMHA_BACKENDS)
     for name in ("q", "kv", "backward-q", "backward-kv"):
-        hint(f"--{name}-tile", type=int, nargs="+")
+        hint(f"--{name}-tile", type=some, nargs="+")
     hint("--schedule", choices=SCHEDULES)
     hint("--persistent", type=parse_bool, default=True)
-    hint("--max-configs", type=int, default=10)
+    hint("--max-configs", type=some, default=10)
     return parser
 
 

@@ -17,6 +17,7 @@ Q = torch.zeros(2, 6, 8, 4, 16)
 FIRST = torch.zeros(2, 4, 6, 8, 16)
 ATTN = torch.zeros(2, 4, 6, 8, 9)
 META = Q.to("meta")
+ONE = (Q[:, 0], Q[:, 0], Q[:, 0])
 COMPLEX = torch.zeros(4, 5, 5, dtype=torch.cfloat)
 
 # What is added to tensors: under a transform, one of many zeros.
@@ -47,6 +48,7 @@ EXTENT = (
     "kernel_size times dilation must be at most the extent, got kernel_size 3, dilation 3 and "
     "extent 6 for axis 0."
 )
+GENERATOR = "generator must be a torch.Generator, got 1."
 REAL = "rpb must be real, got torch.complex64."
 TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     (
@@ -183,6 +185,8 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         NattenTypeError,
         "return_lse must be a bool, got tensor(",
     ),
+    ("generator", lambda: na(generator=1), NattenTypeError, GENERATOR),
+    ("generator of sequences", lambda: F.attention(*ONE, generator=1), NattenTypeError, GENERATOR),
     (
         "dropout_p of a wrong type",
         lambda: na(dropout_p=Q),

@@ -213,6 +213,11 @@ def test_errors() -> None:
         nn.na2d(query, key, value, 3)
     with pytest.raises(NattenTypeError, match="query must be a NumPy array, got list"):
         nn.na1d(query.tolist(), key, value, 3)
+    for masked in ("query", "value", "key_bias"):
+        given: dict[str, Any] = {"query": query, "key": key, "value": value, "key_bias": None}
+        given[masked] = np.ma.masked_less(query[..., 0] if masked == "key_bias" else query, 0)
+        with pytest.raises(NattenTypeError, match=f"^{masked} is a masked array, whose mask"):
+            nn.na1d(**given, kernel_size=3)
     with pytest.raises(NattenError, match="order must be 'heads_last' or 'heads_first'"):
         nn.na1d(query, key, value, 3, order="last")
     with pytest.raises(NattenError, match="key has head_dim 2, but query has head_dim 4"):
@@ -222,3 +227,25 @@ def test_errors() -> None:
 def test_without_torch() -> None:
     program = "import sys, natten.numpy; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = None
+import natten
+assert natten.has_cuda() is False and natten.has_fna(0) is False
+for name in ("na2d", "modules", "natten2dqk", "use_fused_na", "profiler"):
+    try:
+        getattr(natten, name)
+    except ModuleNotFoundError as error:
+        print(error)
+import natten.profiler
+"""
+
+
+def test_names_that_need_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True)
+    needs = "natten.{} needs torch, which is not installed; natten.numpy does not."
+    names = ("na2d", "modules", "natten2dqk", "use_fused_na", "profiler")
+    assert done.stdout.splitlines() == [needs.format(name) for name in names]
+    assert done.stderr.endswith("ModuleNotFoundError: natten.profiler needs torch.\n")

@@ -152,3 +152,22 @@ def test_profiler_errors(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         profiler.main(["-i", "9", "-c", "perhaps"])
     assert "'perhaps' is neither true nor false" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-i", "-3", "-w", "7"], "argument -i/--input-size: -3 is less than 1"),
+        (["-i", "9", "-w", "0"], "argument -w/--window-size: 0 is less than 1"),
+        (["-i", "9", "-d", "0"], "argument -d/--dim: 0 is less than 1"),
+        (["-i", "9", "--add-kv", "-1"], "argument --add-kv: -1 is less than 0"),
+        (["-i", "9", "--steps", "0"], "argument --steps: 0 is less than 1"),
+        (["-i", "nine"], "argument -i/--input-size: invalid integer value: 'nine'"),
+    ],
+)
+def test_sizes_of_the_profiler(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        profiler.main(arguments)
+    assert text in capsys.readouterr().err
