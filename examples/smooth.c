@@ -4,7 +4,8 @@
  * attention: softmax(query . key) = exp(-(p - p')^2 / h^2), up to what the softmax divides away, if
  * query = (p, 1) and key = (2 p, -p^2) / h^2.
  *
- *     cc smooth.c $(pkg-config --cflags --libs natten) -o smooth && ./smooth
+ *     cc smooth.c $(pkg-config --cflags --libs natten) -o smooth
+ *     LD_LIBRARY_PATH=$(pkg-config --variable=libdir natten) ./smooth
  */
 #include <natten.h>
 #include <stdio.h>

@@ -75,7 +75,10 @@ def test_pkg_config(prefix: Path) -> None:
     flags = run("pkg-config", "--cflags", "--libs", "natten", PKG_CONFIG_PATH=found).split()
     program = prefix / "smooth"
     run("cc", "-std=c11", "-Wall", "-Wextra", "-Werror", EXAMPLE, *flags, "-o", program)
-    assert "after" in run(program, LD_LIBRARY_PATH=str(library(prefix).parent))
+    folder = run("pkg-config", "--variable=libdir", "natten", PKG_CONFIG_PATH=found).strip()
+    assert "after" in run(program, LD_LIBRARY_PATH=folder)
+    run("cc", EXAMPLE, *flags, f"-Wl,-rpath,{folder}", "-o", program)
+    assert "after" in run(program)
 
 
 def test_moved(prefix: Path) -> None:
