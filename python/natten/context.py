@@ -107,7 +107,8 @@ def are_deterministic_algorithms_enabled() -> bool:
 
 def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
     """Lets the fused backward on CUDA split keys over blocks: faster, with a workspace, and dQ not
-    bitwise repeatable. No effect on a CPU. Torch's deterministic mode keeps it off.
+    bitwise repeatable. No effect on a CPU, and only with a CUDA device a warning, when it is
+    switched on. Torch's deterministic mode keeps it off.
 
     Raises:
         NattenError: use_deterministic_algorithms is on.
@@ -126,7 +127,8 @@ def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
                 "natten.use_deterministic_algorithms forbids that."
             )
         else:
-            if not NattenContext.is_kv_parallelism_enabled:
+            # Counted without a context, which a forked child could not use.
+            if not NattenContext.is_kv_parallelism_enabled and torch.cuda.device_count():
                 _logger.warning(
                     "KV parallelism is on: gradients of queries on CUDA may differ from run to run."
                 )

@@ -119,10 +119,21 @@ def test_fused() -> None:
     assert not context.should_use_flex_attention()
 
 
-def test_kv_parallelism_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_kv_parallelism_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     natten.use_kv_parallelism_in_fused_na(True)
     natten.use_kv_parallelism_in_fused_na(True)
     assert len(caplog.records) == 1 and "KV parallelism is on" in caplog.text
+
+
+def test_kv_parallelism_is_silent_without_a_gpu(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    natten.use_fused_na()
+    assert natten.is_kv_parallelism_in_fused_na_enabled() and not caplog.records
 
 
 def test_deterministic_natten(caplog: pytest.LogCaptureFixture) -> None:
