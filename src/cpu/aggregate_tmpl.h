@@ -21,13 +21,13 @@ typedef struct aggregation {
     int64_t sum_row, sum_lane;
     const real *factor;   /* [row of the call][VL] */
     out_real *const *out; /* of each row of the call: lane 0; NULL: into sum */
+    int part;             /* channels of the last vector, where it is none that out has whole; 0 */
     int64_t out_lane;
     const span_run *runs; /* made by aggregate_spans, for the rows of one call */
     int run_count;
 } aggregation;
 
-/* Channels are counted in halves of vectors: of an odd number, the last one is summed in halves,
- * one lane at a time. */
+/* Channels are counted in halves of vectors: of an odd number, the last one is summed in halves. */
 #if defined(HALF_WORDS) && !defined(PAIRS)
 #define TAILS 1
 typedef half tail;
@@ -49,7 +49,7 @@ WORD tail tail_dot(tail a, tail b, tail c) { return vec_dot(a, b, c); }
 /* Of one lane or of two. */
 typedef struct channel_sums {
     vec whole[2][ROWS_MAX][CHANNELS_MAX];
-    tail last[ROWS_MAX];
+    tail last[2][ROWS_MAX];
 } channel_sums;
 
 /* What there is of a key: itself, or a pair; the first of a pair; the first ones of two pairs. */
@@ -70,6 +70,7 @@ static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, 
     /* Either the rows' weights are held in registers or the channels. */
     const int hold = lanes == 1 && what == WHOLE, vectors = halves / 2;
     vec p[ROWS_MAX], v[2][CHANNELS_MAX];
+    tail last[2];
     UNROLL
     for (int r = lo; r < hi && hold; r++)
         p[r] = vec_pin(vec_set1(weight[r][k]));
@@ -77,7 +78,12 @@ static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, 
         const tail t = tail_load(value[0] + at + vectors * VL);
         UNROLL
         for (int r = lo; r < hi; r++)
-            sum->last[r] = tail_dot(tail_of(p[r]), t, sum->last[r]);
+            sum->last[0][r] = tail_dot(tail_of(p[r]), t, sum->last[0][r]);
+    }
+    if (!hold && halves % 2) {
+        UNROLL
+        for (int j = 0; j < lanes; j++)
+            last[j] = tail_load(value[j] + at + vectors * VL);
     }
     UNROLL
     for (int i = 0; i < vectors; i++) {
@@ -96,6 +102,8 @@ static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, 
             UNROLL
             for (int i = 0; i < vectors; i++)
                 sum->whole[j][r][i] = vec_dot(q, v[j][i], sum->whole[j][r][i]);
+            if (halves % 2)
+                sum->last[j][r] = tail_dot(tail_of(q), last[j], sum->last[j][r]);
         }
     }
 }
@@ -138,8 +146,9 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int halves, 
         UNROLL                                                                                     \
         for (int r = 0; r < rows; r++) {                                                           \
             UNROLL                                                                                 \
-            for (int i = 0; i < vectors; i++)                                                      \
+            for (int i = 0; i < vectors; i++) {                                                    \
                 what;                                                                              \
+            }                                                                                      \
         }                                                                                          \
     }
 
@@ -151,8 +160,11 @@ static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int
     const int vectors = (halves + 1) / 2;
     if (halves % 2) {
         UNROLL
-        for (int r = 0; r < rows; r++)
-            sum->whole[0][r][vectors - 1] = tail_vec(sum->last[r]);
+        for (int j = 0; j < lanes; j++) {
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                sum->whole[j][r][vectors - 1] = tail_vec(sum->last[j][r]);
+        }
     }
     real *const partial = a->sum + l * a->sum_lane;
     if (!a->begin) {
@@ -169,8 +181,12 @@ static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int
             vec_store(partial + j * a->sum_lane + r * a->sum_row + i * VL, sum->whole[j][r][i]))
     } else if (a->stream) {
         FOR_SUMS(vec_stream_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
-    } else {
+    } else if (!a->part) {
         FOR_SUMS(vec_store_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
+    } else {
+        FOR_SUMS(out_real *to = a->out[r] + (l + j) * a->out_lane + i * VL;
+                 if (i < vectors - 1) vec_store_out(to, sum->whole[j][r][i]);
+                 else vec_store_part_out(to, a->part, sum->whole[j][r][i]))
     }
 }
 
@@ -191,7 +207,7 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
             UNROLL
             for (int i = 0; i < halves / 2; i++)
                 sum.whole[0][r][i] = sum.whole[1][r][i] = vec_zero();
-            sum.last[r] = tail_zero();
+            sum.last[0][r] = sum.last[1][r] = tail_zero();
         }
         for (const span_run *run = runs; run < end; run++) {
             if (run->start != start) { /* nearly always the same: nothing then waits for it */
@@ -255,6 +271,15 @@ ROW_COUNTS(ROWS)
     ONE(aggregate_two, rows, 4)
 ROW_COUNTS(ROWS)
 #undef ROWS
+#if TAILS
+#define ROWS(rows)                                                                                 \
+    ONE(aggregate_one, rows, 1)                                                                    \
+    ONE(aggregate_one, rows, 3)                                                                    \
+    ONE(aggregate_two, rows, 1)                                                                    \
+    ONE(aggregate_two, rows, 3)
+ROW_COUNTS(ROWS)
+#undef ROWS
+#endif
 #endif
 #undef ONE
 
@@ -278,21 +303,25 @@ static void (*const aggregate_table[][2 * CHANNELS_MAX + 1])(const aggregation *
     ROW_COUNTS(ROWS)
 #undef ROWS
 };
-#undef ODD
 
 #if REGISTERS >= 32
 enum { FEW_HALVES = 4 };
-#define ROWS(r) {0, NULL, aggregate_one_##r##_2, NULL, aggregate_one_##r##_4},
+#define ROWS(r)                                                                                    \
+    {0, ODD(aggregate_one_##r##_1), aggregate_one_##r##_2, ODD(aggregate_one_##r##_3),             \
+     aggregate_one_##r##_4},
 static void (*const aggregate_one_table[][FEW_HALVES + 1])(const aggregation *) = {
     {0}, ROW_COUNTS(ROWS)};
 #undef ROWS
-#define ROWS(r) {0, NULL, aggregate_two_##r##_2, NULL, aggregate_two_##r##_4},
+#define ROWS(r)                                                                                    \
+    {0, ODD(aggregate_two_##r##_1), aggregate_two_##r##_2, ODD(aggregate_two_##r##_3),             \
+     aggregate_two_##r##_4},
 static void (*const aggregate_two_table[][FEW_HALVES + 1])(const aggregation *) = {
     {0}, ROW_COUNTS(ROWS)};
 #undef ROWS
 #else
 enum { FEW_HALVES = 0 };
 #endif
+#undef ODD
 
 /* Halves of vectors of some channels, at most CHANNELS_MAX vectors. */
 static int halves_of(int channels)
@@ -304,7 +333,7 @@ static int halves_of(int channels)
 /* Whether two lanes are taken at a time, and spans in groups. */
 static int aggregate_grouped(const aggregation *a, int depth)
 {
-    return depth <= FEW_HALVES / 2 * VL && halves_of(depth) % 2 == 0 && a->weight_lane == 1;
+    return depth <= FEW_HALVES / 2 * VL && a->weight_lane == 1;
 }
 
 /* All lanes. */
@@ -341,13 +370,14 @@ static void aggregate_rows(aggregation a, int row, int count, int depth, int gro
             for (int r = 0; r < count; r++)
                 out[r] = a.out[row + r] + i;
             b.out = out;
+            b.part = some % VL;
         }
         aggregate_call(b, count, halves_of(some), grouped, limited);
     }
 }
 
 /* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
- * the number of channels, whose vectors may reach beyond it in value, sum and (if full) out. */
+ * the number of channels, whose vectors may reach beyond it in value and sum. */
 static void aggregate_spans(const aggregation *all, int rows, int depth)
 {
     const int grouped = aggregate_grouped(all, depth);

@@ -163,8 +163,8 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     run.more_value = tensor_of(p, addresses, NATTEN_ADDITIONAL_VALUE);
     run.key_bias = tensor_of(p, addresses, NATTEN_KEY_BIAS);
     run.dropping = dropping_of(p, addresses);
-    run.direct = stored_size((int)p->dtype) == sizeof(out_real) && s->channels % VL == 0;
-    run.stream = run.direct && forward_streams(&run.out);
+    run.direct = stored_size((int)p->dtype) == sizeof(out_real);
+    run.stream = run.direct && s->channels % VL == 0 && forward_streams(&run.out);
     run.workers = na_workers(addresses, s->g->tasks);
     const size_t bias = aligned_bytes((size_t)(s->bias_head * p->heads + VL) * sizeof(real));
     char *scratch = na_scratch_take(bias + (size_t)run.workers * s->worker_bytes);
