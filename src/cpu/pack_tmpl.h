@@ -145,10 +145,12 @@ static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64
 static void pack_transposed(int dtype, const char *source, int64_t token, int tokens, int channels,
                             real factor, real *to, int64_t channel)
 {
+    const int few = channels < VL ? channels : VL;
     for (int t = 0; t < tokens; t += VL, source += VL * token, to += VL)
-        for (int c = 0; c < channels; c += VL) {
+        for (int i = 0; i < channels; i += VL) {
+            /* The last square begins early rather than have parts of vectors. */
+            const int c = i + few < channels ? i : channels - few;
             const int some = tokens - t < VL ? tokens - t : VL;
-            const int few = channels - c < VL ? channels - c : VL;
 #define ONE(type)                                                                                  \
     if (dtype == type)                                                                             \
         pack_square(type, source + c * stored_size(type), token, some, few, factor,                \
