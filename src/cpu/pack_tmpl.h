@@ -160,18 +160,41 @@ static void pack_transposed(int dtype, const char *source, int64_t token, int to
         }
 }
 
+/* Of a vector of which the last n lanes are wanted: moves them to the front, zeros behind them. */
+typedef struct last_lanes {
+    int32_t from[VL];
+} last_lanes;
+
+static last_lanes last_lanes_of(int n)
+{
+    last_lanes lanes;
+    for (int l = 0; l < VL; l++)
+        lanes.from[l] = l < n ? VL - n + l : VL;
+    return lanes;
+}
+
+static ALWAYS_INLINE vec vec_last(const last_lanes *lanes, vec a)
+{
+    return vec_permute2(vec_index_load(lanes->from), a, vec_zero());
+}
+
 static ALWAYS_INLINE void pack_tokens(const int dtype, const char *source, int64_t token,
                                       int tokens, int channels, real factor, real *to, int64_t step)
 {
     const vec f = vec_set1(factor);
-    const int whole = channels / VL * VL;
+    const int whole = channels / VL * VL, size = stored_size(dtype);
+    const int early = whole && whole < channels && size < (int)sizeof(real);
+    const last_lanes lanes = last_lanes_of(channels - whole);
     for (int t = 0; t < tokens; t++, source += token, to += step) {
         for (int c = 0; c < whole; c += VL)
-            vec_store(to + c, vec_mul(f, load_stored(dtype, source + c * stored_size(dtype))));
-        if (whole < channels)
+            vec_store(to + c, vec_mul(f, load_stored(dtype, source + c * size)));
+        if (early)
+            vec_store(
+                to + whole,
+                vec_last(&lanes, vec_mul(f, load_stored(dtype, source + (channels - VL) * size))));
+        else if (whole < channels)
             vec_store(to + whole,
-                      vec_mul(f, load_stored_part(dtype, source + whole * stored_size(dtype),
-                                                  channels - whole)));
+                      vec_mul(f, load_stored_part(dtype, source + whole * size, channels - whole)));
     }
 }
 

@@ -18,22 +18,35 @@ static ALWAYS_INLINE const uint16_t *channels_of(const char *p, int n, uint16_t 
     return room;
 }
 
+/* Pairs of VL channels of two tokens, of which the first n count; no second one: zeros. */
+static ALWAYS_INLINE vec pair_of(const char *first, const char *second, int n)
+{
+    static const uint16_t nothing[VL];
+    uint16_t room[2][VL];
+    return vec_pair_bf16(channels_of(first, n, room[0]),
+                         second ? channels_of(second, n, room[1]) : nothing);
+}
+
 /* Pairs of the channels of a token and of the one `step` later; there is nothing behind the last.
  */
 static void pack_pairs(const char *source, int64_t token, int tokens, int step, int channels,
                        real *to, int64_t to_step)
 {
-    static const uint16_t nothing[VL];
-    for (int t = 0; t < tokens; t++, source += token, to += to_step)
-        for (int c = 0; c < channels; c += VL) {
-            const int few = channels - c;
-            const char *first = source + c * stored_size(NATTEN_BF16);
-            uint16_t room[2][VL];
-            vec_store(to + c, vec_pair_bf16(channels_of(first, few, room[0]),
-                                            t + step < tokens
-                                                ? channels_of(first + step * token, few, room[1])
-                                                : nothing));
+    const int64_t size = stored_size(NATTEN_BF16);
+    const int whole = channels / VL * VL, part = channels - whole;
+    const last_lanes lanes = last_lanes_of(part);
+    for (int t = 0; t < tokens; t++, source += token, to += to_step) {
+        const char *next = t + step < tokens ? source + step * token : NULL;
+        for (int c = 0; c < whole; c += VL)
+            vec_store(to + c, pair_of(source + c * size, next ? next + c * size : NULL, VL));
+        if (part && whole) {
+            const int64_t early = (channels - VL) * size;
+            vec_store(to + whole,
+                      vec_last(&lanes, pair_of(source + early, next ? next + early : NULL, VL)));
+        } else if (part) {
+            vec_store(to, pair_of(source, next, part));
         }
+    }
 }
 
 /* Values of natural tokens; `step`: from a key to the next one of a run. */
