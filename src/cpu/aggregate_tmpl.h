@@ -11,7 +11,7 @@ typedef struct aggregation {
     int begin, end;      /* begin: else the sums of the call are added to `sum`,
                             which keeps roundoff of long windows small;
                             end: sums are multiplied by factor, and go to `out` if there is one */
-    int stream;          /* out may be written past the caches: it is aligned to vectors */
+    int stream;          /* out may be written past the caches: its vectors are whole and aligned */
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
     real *const *weight; /* of each row of the call: of the first span's first key */
@@ -21,10 +21,10 @@ typedef struct aggregation {
     int64_t sum_row, sum_lane;
     const real *factor;   /* [row of the call][VL] */
     out_real *const *out; /* of each row of the call: lane 0; NULL: into sum */
-    int part;             /* channels of the last vector, where it is none that out has whole; 0 */
     int64_t out_lane;
     const span_run *runs; /* made by aggregate_spans, for the rows of one call */
     int run_count;
+    int part; /* channels of the call's last vector, 0: all; in `out` nothing lies behind them */
 } aggregation;
 
 /* Channels are counted in halves of vectors: of an odd number, the last one is summed in halves. */
