@@ -163,9 +163,10 @@ static void backward_direct(backward_run *run)
 {
     const tensor *t = &run->d_query;
     const int64_t line = VL * (int64_t)sizeof(real);
-    run->direct = stored_size(t->dtype) == sizeof(real) && run->state->depth % VL == 0;
-    run->stream = run->direct && (uintptr_t)t->data % (uintptr_t)line == 0 &&
-                  t->batch % line == 0 && t->head % line == 0;
+    run->direct = stored_size(t->dtype) == sizeof(real);
+    run->stream = run->direct && run->state->depth % VL == 0 &&
+                  (uintptr_t)t->data % (uintptr_t)line == 0 && t->batch % line == 0 &&
+                  t->head % line == 0;
     for (int i = 0; i < 3; i++)
         run->stream &= t->axis[i] % line == 0;
 }

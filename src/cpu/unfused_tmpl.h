@@ -225,7 +225,7 @@ static void gather_tile(worker *w, tile *t)
     const int rows = t->work->rows;
     const int64_t step = padded(u->depth);
     const weights weights = load_weights(t, &u->attn, u->slots, w->score);
-    const int direct = stored_size(u->query.dtype) == sizeof(real) && u->depth % VL == 0;
+    const int direct = stored_size(u->query.dtype) == sizeof(real);
     ahead_fetch(&w->keys);
     real factor[NA_ROWS * VL] __attribute__((aligned(64))), *out[NA_ROWS];
     real *at[NA_ROWS];
@@ -357,7 +357,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
         u->key_depth += u->key_depth / line % 2 ? 0 : line;
         u->slot_step = u->key_depth * u->terms;
     }
-    u->stream = !scores && forward_streams(&u->query);
+    u->stream = !scores && u->depth % VL == 0 && forward_streams(&u->query);
     pieces worker = {NULL, 0};
     (void)(scores ? score_worker(u, &worker) : gather_worker(u, &worker));
     u->bytes = worker.used;
