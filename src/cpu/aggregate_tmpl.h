@@ -181,12 +181,14 @@ static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int
             vec_store(partial + j * a->sum_lane + r * a->sum_row + i * VL, sum->whole[j][r][i]))
     } else if (a->stream) {
         FOR_SUMS(vec_stream_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
-    } else if (!a->part) {
-        FOR_SUMS(vec_store_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
-    } else {
-        FOR_SUMS(out_real *to = a->out[r] + (l + j) * a->out_lane + i * VL;
+#ifndef PAIRS
+    } else if (a->part) {
+        FOR_SUMS(real *to = a->out[r] + (l + j) * a->out_lane + i * VL;
                  if (i < vectors - 1) vec_store_out(to, sum->whole[j][r][i]);
-                 else vec_store_part_out(to, a->part, sum->whole[j][r][i]))
+                 else vec_store_part(to, a->part, sum->whole[j][r][i]))
+#endif
+    } else {
+        FOR_SUMS(vec_store_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
     }
 }
 
@@ -239,7 +241,8 @@ static ALWAYS_INLINE void aggregate(const int rows, const int halves, const aggr
 /* Two lanes at a time: where there are few channels, the ends of runs cost half as much. */
 static ALWAYS_INLINE void aggregate_two(const int rows, const int halves, const aggregation *a)
 {
-    aggregate_lanes(rows, halves, 2, 1, a);
+    /* With halves of six rows gcc keeps one of the sums on the stack. */
+    aggregate_lanes(rows, rows == 6 && halves == 3 ? 4 : halves, 2, 1, a);
 }
 
 /* What two lanes leave, or cannot do. */

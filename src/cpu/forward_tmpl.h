@@ -163,7 +163,9 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     run.more_value = tensor_of(p, addresses, NATTEN_ADDITIONAL_VALUE);
     run.key_bias = tensor_of(p, addresses, NATTEN_KEY_BIAS);
     run.dropping = dropping_of(p, addresses);
-    run.direct = stored_size((int)p->dtype) == sizeof(out_real);
+    /* Rounding parts of vectors, too, would take aggregate more registers than there are. */
+    run.direct =
+        stored_size((int)p->dtype) == sizeof(out_real) && (PER_REAL == 1 || s->channels % VL == 0);
     run.stream = run.direct && s->channels % VL == 0 && forward_streams(&run.out);
     run.workers = na_workers(addresses, s->g->tasks);
     const size_t bias = aligned_bytes((size_t)(s->bias_head * p->heads + VL) * sizeof(real));

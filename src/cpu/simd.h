@@ -33,7 +33,6 @@
  *   dot(a, b, c)                        c plus both products of each lane; denormals count as 0
  *   pair(a, b)                          a (first) and b, rounded to nearest
  *   pair_bf16(p, q)                     VL bfloat16 at any address (first) and VL others
- *   store_part_bf16                     as store_bf16, the first n < VL elements
  *   stream_bf16                         as store_bf16, past the caches, aligned to VL bfloat16
  *   first(a)                            the pair's first number and 0
  *   firsts(a, b)                        the first numbers of both pairs
@@ -65,13 +64,11 @@
 enum { PER_REAL = 2 };
 typedef uint16_t out_real;
 WORD void vec_store_out(out_real *p, vec a) { vec_store_bf16(p, a); }
-WORD void vec_store_part_out(out_real *p, int n, vec a) { vec_store_part_bf16(p, n, a); }
 WORD void vec_stream_out(out_real *p, vec a) { vec_stream_bf16(p, a); }
 #else
 enum { PER_REAL = 1 };
 typedef real out_real;
 WORD void vec_store_out(out_real *p, vec a) { vec_storeu(p, a); }
-WORD void vec_store_part_out(out_real *p, int n, vec a) { vec_store_part(p, n, a); }
 WORD void vec_stream_out(out_real *p, vec a) { vec_stream(p, a); }
 WORD vec vec_dot(vec a, vec b, vec c) { return vec_fma(a, b, c); }
 WORD vec vec_pair(vec a, vec b) { return (void)b, a; }

@@ -13,10 +13,6 @@ WORD vec vec_pair(vec a, vec b)
     /* low | (up & high) */
     return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(low, up, high, 0xf8));
 }
-WORD void vec_store_part_bf16(uint16_t *p, int n, vec a)
-{
-    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), rounded_bf16(a));
-}
 WORD void vec_stream_bf16(uint16_t *p, vec a)
 {
     _mm256_stream_si256((__m256i *)p, rounded_bf16(a));
