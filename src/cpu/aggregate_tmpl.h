@@ -139,56 +139,43 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int halves, 
         weight[r] += run->stored;
 }
 
-/* Does something with vector i of row r and lane j. */
-#define FOR_SUMS(what)                                                                             \
-    UNROLL                                                                                         \
-    for (int j = 0; j < lanes; j++) {                                                              \
-        UNROLL                                                                                     \
-        for (int r = 0; r < rows; r++) {                                                           \
-            UNROLL                                                                                 \
-            for (int i = 0; i < vectors; i++) {                                                    \
-                what;                                                                              \
-            }                                                                                      \
-        }                                                                                          \
-    }
-
-/* Sums of lanes [l, l + lanes) to where they belong. What is asked is asked once for all: tests for
- * each vector cost aggregate 8 % at 7 x 7 windows. */
-static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int lanes,
-                                     const aggregation *a, int l, channel_sums *sum)
+/* Sums of row r of the call and of lane l to where they belong. `plain`: they are whole and go past
+ * the caches. */
+static ALWAYS_INLINE void finish_row(const int halves, const int plain, const aggregation *a,
+                                     const int r, int l, const vec whole[CHANNELS_MAX], tail last)
 {
-    const int vectors = (halves + 1) / 2;
-    if (halves % 2) {
-        UNROLL
-        for (int j = 0; j < lanes; j++) {
-            UNROLL
-            for (int r = 0; r < rows; r++)
-                sum->whole[j][r][vectors - 1] = tail_vec(sum->last[j][r]);
-        }
-    }
-    real *const partial = a->sum + l * a->sum_lane;
-    if (!a->begin) {
-        FOR_SUMS(sum->whole[j][r][i] =
-                     vec_add(sum->whole[j][r][i],
-                             vec_load(partial + j * a->sum_lane + r * a->sum_row + i * VL)))
-    }
-    if (a->end) {
-        FOR_SUMS(sum->whole[j][r][i] =
-                     vec_mul(sum->whole[j][r][i], vec_set1(a->factor[r * VL + l + j])))
-    }
-    if (!a->end || !a->out) {
-        FOR_SUMS(
-            vec_store(partial + j * a->sum_lane + r * a->sum_row + i * VL, sum->whole[j][r][i]))
-    } else if (a->stream) {
-        FOR_SUMS(vec_stream_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
+    const vec factor = vec_set1(plain || a->end ? a->factor[r * VL + l] : 1);
+    real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
+    out_real *out = plain || (a->end && a->out) ? a->out[r] + l * a->out_lane : NULL;
+    UNROLL
+    for (int i = 0; i < (halves + 1) / 2; i++) {
+        vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
+        if (!plain && !a->begin)
+            x = vec_add(x, vec_load(partial + i * VL));
+        x = plain || a->end ? vec_mul(x, factor) : x;
+        if (plain || (out && a->stream))
+            vec_stream_out(out + i * VL, x);
+        else if (!out)
+            vec_storeu(partial + i * VL, x);
 #ifndef PAIRS
-    } else if (a->part) {
-        FOR_SUMS(real *to = a->out[r] + (l + j) * a->out_lane + i * VL;
-                 if (i < vectors - 1) vec_store_out(to, sum->whole[j][r][i]);
-                 else vec_store_part(to, a->part, sum->whole[j][r][i]))
+        else if (i == (halves - 1) / 2 && a->part)
+            vec_store_part(out + i * VL, a->part, x);
 #endif
-    } else {
-        FOR_SUMS(vec_store_out(a->out[r] + (l + j) * a->out_lane + i * VL, sum->whole[j][r][i]))
+        else
+            vec_store_out(out + i * VL, x);
+    }
+}
+
+/* Those of lanes [l, l + lanes). Tests for each vector cost aggregate 8 % at 7 x 7 windows. */
+static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int lanes,
+                                     const int plain, const aggregation *a, int l,
+                                     const channel_sums *sum)
+{
+    UNROLL
+    for (int j = 0; j < lanes; j++) {
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            finish_row(halves, plain, a, r, l + j, sum->whole[j][r], sum->last[j][r]);
     }
 }
 
@@ -199,6 +186,9 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
     const int64_t width = a->width, value_step = a->value_step;
     const span_run *const runs = a->runs, *const end = runs + a->run_count;
     const real *const values = a->value;
+    /* Beside 24 sums of pairs, the constants of rounding find no registers. */
+    const int plain =
+        (PER_REAL == 1 || rows * halves < 48) && a->begin && a->end && a->out && a->stream;
     for (int l = a->lane; l + lanes <= a->lanes; l += lanes) {
         channel_sums sum;
         const int32_t *start = NULL;
@@ -229,7 +219,10 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
 #undef ONE
             }
         }
-        store_sums(rows, halves, lanes, a, l, &sum);
+        if (plain)
+            store_sums(rows, halves, lanes, 1, a, l, &sum);
+        else
+            store_sums(rows, halves, lanes, 0, a, l, &sum);
     }
 }
 
