@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Steps of training, forward and backward, of whole models on a GPU: with natten, with the same
-attention by FlexAttention, and with dense attention; time and peak memory.
+attention by FlexAttention, and with dense attention; time, also as CUDA graphs, and peak memory.
 
     python3 bench/gpu_models.py [--only MODEL] [--by CONTENDER...] [--rehearse] [OUT]
 
@@ -186,12 +186,25 @@ def difference(a: list[Tensor], b: list[Tensor]) -> float:
     return worst
 
 
-def time_steps(contender: Contender) -> float:
+def captured(contender: Contender) -> Callable[[], None]:
+    """A step as a CUDA graph: without what the processor takes to launch it."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            contender.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        contender.step()
+    return graph.replay
+
+
+def time_steps(step: Callable[[], None]) -> float:
     """Milliseconds of a step."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
     for _ in range(STEPS):
-        contender.step()
+        step()
     last.record()
     last.synchronize()
     return first.elapsed_time(last) / STEPS
@@ -233,15 +246,17 @@ def compare(
         able[by], rows[by] = contender, row
     if small:
         return list(rows.values()), wrong
-    times: dict[str, list[float]] = {by: [] for by in able}
     for by, contender in able.items():
         rows[by]["peak_mb"] = peak(contender)
-    for i in range(ROUNDS):
-        names = list(able)
-        for by in names[i % len(names) :] + names[: i % len(names)]:
-            times[by].append(time_steps(able[by]))
-    for by, row in rows.items():
-        row["ms"] = sorted(times[by])[ROUNDS // 2]
+    for key in ("ms", "graph ms"):
+        steps = {by: c.step if key == "ms" else captured(c) for by, c in able.items()}
+        times: dict[str, list[float]] = {by: [] for by in able}
+        for i in range(ROUNDS):
+            names = list(able)
+            for by in names[i % len(names) :] + names[: i % len(names)]:
+                times[by].append(time_steps(steps[by]))
+        for by, row in rows.items():
+            row[key] = sorted(times[by])[ROUNDS // 2]
     return list(rows.values()), wrong
 
 
