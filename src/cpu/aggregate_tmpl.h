@@ -140,7 +140,7 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int halves, 
 }
 
 /* Sums of row r of the call and of lane l to where they belong. `plain`: they are whole and go past
- * the caches. */
+ * the caches; that is the usual case, and then nothing is asked for each vector. */
 static ALWAYS_INLINE void finish_row(const int halves, const int plain, const aggregation *a,
                                      const int r, int l, const vec whole[CHANNELS_MAX], tail last)
 {
@@ -166,7 +166,7 @@ static ALWAYS_INLINE void finish_row(const int halves, const int plain, const ag
     }
 }
 
-/* Those of lanes [l, l + lanes). Tests for each vector cost aggregate 8 % at 7 x 7 windows. */
+/* Those of lanes [l, l + lanes). */
 static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int lanes,
                                      const int plain, const aggregation *a, int l,
                                      const channel_sums *sum)

@@ -161,14 +161,8 @@ static size_t backward_share(backward_run *run, char *base)
 /* d_query can be written by aggregate: directly, and past the caches. */
 static void backward_direct(backward_run *run)
 {
-    const tensor *t = &run->d_query;
-    const int64_t line = VL * (int64_t)sizeof(real);
-    run->direct = stored_size(t->dtype) == sizeof(real);
-    run->stream = run->direct && run->state->depth % VL == 0 &&
-                  (uintptr_t)t->data % (uintptr_t)line == 0 && t->batch % line == 0 &&
-                  t->head % line == 0;
-    for (int i = 0; i < 3; i++)
-        run->stream &= t->axis[i] % line == 0;
+    run->direct = stored_size(run->d_query.dtype) == sizeof(real);
+    run->stream = run->direct && tensor_streams(&run->d_query, run->state->depth);
 }
 
 static natten_status backward_run_plan(const natten_plan *plan, const natten_run *addresses)

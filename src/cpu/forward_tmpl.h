@@ -139,16 +139,6 @@ static void forward_work(void *context, int64_t worker)
     vec_fence();
 }
 
-/* True if every token of a tensor is aligned to vectors: it can then be written past the caches,
- * which saves reading what is overwritten (5-14 % at 56x56, window 7x7, 32 channels). */
-static int forward_streams(const tensor *t)
-{
-    uint64_t all = (uint64_t)(uintptr_t)t->data | (uint64_t)t->batch | (uint64_t)t->head;
-    for (int a = 0; a < 3; a++)
-        all |= (uint64_t)t->axis[a];
-    return all % sizeof(vec) == 0;
-}
-
 static natten_status forward_run_plan(const natten_plan *plan, const natten_run *addresses)
 {
     const forward_state *s = plan->state;
@@ -166,7 +156,7 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     /* Rounding parts of vectors, too, would take aggregate more registers than there are. */
     run.direct =
         stored_size((int)p->dtype) == sizeof(out_real) && (PER_REAL == 1 || s->channels % VL == 0);
-    run.stream = run.direct && s->channels % VL == 0 && forward_streams(&run.out);
+    run.stream = run.direct && tensor_streams(&run.out, s->channels);
     run.workers = na_workers(addresses, s->g->tasks);
     const size_t bias = aligned_bytes((size_t)(s->bias_head * p->heads + VL) * sizeof(real));
     char *scratch = na_scratch_take(bias + (size_t)run.workers * s->worker_bytes);

@@ -357,7 +357,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
         u->key_depth += u->key_depth / line % 2 ? 0 : line;
         u->slot_step = u->key_depth * u->terms;
     }
-    u->stream = !scores && u->depth % VL == 0 && forward_streams(&u->query);
+    u->stream = !scores && tensor_streams(&u->query, u->depth);
     pieces worker = {NULL, 0};
     (void)(scores ? score_worker(u, &worker) : gather_worker(u, &worker));
     u->bytes = worker.used;
@@ -385,8 +385,8 @@ static int scattered_of(const natten_plan *plan, const natten_run *run, scattere
     s->depth = (int)(keys ? p->head_dim : p->value_dim);
     s->slots = slots_of(p);
     s->factor = keys ? (real)p->scale : 1;
-    s->stream = s->key.data && stored_size(s->key.dtype) == sizeof(real) && s->depth % VL == 0 &&
-                forward_streams(&s->key);
+    s->stream = s->key.data && stored_size(s->key.dtype) == sizeof(real) &&
+                tensor_streams(&s->key, s->depth);
     s->pairs = p->batch * p->kv_heads;
     s->pair_tasks = s->geometry->tasks / s->pairs;
     s->more_sums = s->more.data ? p->additional_tokens * padded(s->depth) : 0;
