@@ -326,6 +326,19 @@ static int halves_of(int channels)
     return 2 * vectors - (TAILS && vectors < CHANNELS_MAX && (channels - 1) % VL < HALF);
 }
 
+/* Bytes of weights, of all rows, and of the values that they multiply: about the first cache's
+ * size. With more, processors that multiply a whole vector in one turn wait for the next cache;
+ * with less, sums are loaded and stored more often. */
+enum { BLOCK_BYTES = 32 << 10 };
+
+/* Reals of the weights of such a block. */
+static int64_t block_reals(int rows, int channels)
+{
+    const int64_t weights = (int64_t)rows * VL, key = weights + padded(channels);
+    const int64_t keys = BLOCK_BYTES / (int64_t)sizeof(real) / key;
+    return (keys > 1 ? keys : 1) * weights;
+}
+
 /* Whether two lanes are taken at a time, and spans in groups. */
 static int aggregate_grouped(const aggregation *a, int depth)
 {
@@ -385,8 +398,10 @@ static void aggregate_spans(const aggregation *all, int rows, int depth)
         aggregation a = *all;
         a.begin = all->begin && from == 0;
         a.weight = weight;
-        for (int row = 0; row < rows; row += AGGREGATE_ROWS) {
-            const int count = rows - row < AGGREGATE_ROWS ? rows - row : AGGREGATE_ROWS;
+        for (int row = 0, count; row < rows; row += count) {
+            /* Four rows as two and two: one alone uses each value once. */
+            const int calls = (rows - row + AGGREGATE_ROWS - 1) / AGGREGATE_ROWS;
+            count = (rows - row + calls - 1) / calls;
             some = make_runs(&list, all->spans + from, all->count - from, row, count, a.width,
                              a.value_step, PER_REAL > 1 || grouped);
             a.runs = list.run;

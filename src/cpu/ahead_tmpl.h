@@ -15,7 +15,7 @@ typedef struct ahead_run {
 typedef struct ahead {
     int count, next; /* next: the first run with pieces left */
     int64_t pieces;
-    int quota; /* pieces to be fetched at a time */
+    int quota; /* pieces to be fetched each time */
     ahead_run run[AHEAD_RUNS];
 } ahead;
 
@@ -39,18 +39,18 @@ static void ahead_share(ahead *a, int64_t times)
     a->quota = (int)((a->pieces + times - 1) / times);
 }
 
-static void ahead_fetch(ahead *a)
+static void ahead_fetch(ahead *a, int some)
 {
-    for (int quota = a->quota; quota > 0 && a->next < a->count;) {
+    while (some > 0 && a->next < a->count) {
         ahead_run *run = &a->run[a->next];
-        const int pieces = quota < run->left ? quota : run->left, bytes = run->bytes;
+        const int pieces = some < run->left ? some : run->left, bytes = run->bytes;
         const char *at = run->at;
         for (int n = 0; n < pieces; n++, at += run->step)
             for (int i = 0; i < bytes; i += 64)
                 __builtin_prefetch(at + i, 0, 2);
         run->at = at;
         run->left -= pieces;
-        quota -= pieces;
+        some -= pieces;
         a->next += run->left == 0;
     }
 }

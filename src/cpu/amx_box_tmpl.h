@@ -207,7 +207,7 @@ static void weigh_chunk(amx_worker *w, softmax *m, int from, int to)
         const int lo = na_max(mask->lo[q] - from, begin), hi = na_min(mask->hi[q] - from, end);
         const keep *kept = mask_row(w, q) + 2 * from;
         real *const row = (real *)(void *)(w->score + q * SCORE_ROW);
-        ahead_fetch(&w->ahead);
+        ahead_fetch(&w->ahead, w->ahead.quota);
         for (int i = begin; i < na_min(lo, end); i++)
             vec_store(row + VL * i, vec_zero());
         if (w->run->lse.data)

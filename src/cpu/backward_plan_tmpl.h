@@ -228,7 +228,6 @@ static void backward_destroy(void *state)
 static void backward_sizes(backward_state *s, const natten_problem *p)
 {
     const int64_t line = 64 / (int64_t)sizeof(real), most = (int64_t)s->rows * NA_RUN * VL;
-    const int64_t block = BACKWARD_BLOCK / 2 / (int64_t)sizeof(real);
     s->depth = (int)p->head_dim;
     s->channels = (int)p->value_dim;
     s->terms = s->depth + na_has(p, NATTEN_KEY_BIAS);
@@ -237,7 +236,8 @@ static void backward_sizes(backward_state *s, const natten_problem *p)
     s->value_step = padded(s->channels);
     /* An odd number of cache lines, so that channels do not fall into the same cache sets. */
     s->line = ((s->g->width + line - 1) / line | 1) * line;
-    s->block_reals = (block > most ? block : most) + (int64_t)s->rows * 2 * VL;
+    s->block = block_reals(s->rows, s->depth > s->channels ? s->depth : s->channels);
+    s->block_room = (s->block > most ? s->block : most) + (int64_t)s->rows * 2 * VL;
     s->entries = bias_entries(p);
     s->kind_reals = padded(s->entries * VL) + VL;
     s->d_query = na_has(p, NATTEN_D_QUERY);

@@ -5,10 +5,6 @@
  * summed in registers, and for those of keys and values, added to the sums beside the packed keys.
  * Parameters: the texts kernels.c includes before this one. */
 
-/* Bytes of weights and of gradients of scores in a block: of those in use, one of the two, the
- * first-level cache has room for most. */
-enum { BACKWARD_BLOCK = 48 << 10 };
-
 typedef struct backward_state {
     na_geometry *g;
     na_bands *bands;
@@ -23,7 +19,8 @@ typedef struct backward_state {
     int d_query, d_key, d_value, d_bias; /* wanted; d_key and d_value: of any key, any value */
     int d_key_bias;                      /* it is one more channel of d_key */
     int d_slope;                         /* some gradient needs that of the scores */
-    int64_t block_reals;                 /* of a block of weights */
+    int64_t block;                       /* reals of weights at a time, and of their gradients */
+    int64_t block_room;                  /* with what they may overrun */
     size_t worker_bytes;
 } backward_state;
 
@@ -217,12 +214,12 @@ static void backward_begin(backward_tile *t)
 static int backward_block(backward_tile *t, const na_span *spans, int count)
 {
     int some = 0;
-    int64_t bytes = 0, at = 0;
+    int64_t reals = 0, at = 0;
     memset(t->keys, 0, sizeof t->keys);
     for (; some < count; some++) {
         const na_span *span = &spans[some];
-        bytes += (int64_t)(span->hi - span->lo) * span->len * t->width * 2 * (int)sizeof(real);
-        if (some > 0 && bytes > BACKWARD_BLOCK)
+        reals += (int64_t)(span->hi - span->lo) * span->len * t->width;
+        if (some > 0 && reals > t->w->run->state->block)
             break;
         for (int r = span->lo; r < span->hi; r++)
             t->keys[r] += span->len;

@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * Fused forward: out = softmax(scale * query . key + rpb) value, tile by tile. Scores of a tile
  * stay in the caches; softmax runs down the lanes (the largest score of a lane is a plain maximum),
- * and weights become probabilities in blocks of the first-level cache's size. Windows too large for
+ * and weights become probabilities in blocks for the first-level cache. Windows too large for
  * that are taken in chapters of spans, with sums rescaled in between. Parameters: the texts
  * kernels.c includes before this one. */
 
-/* Bytes of one tile's scores in a chapter, and of a block of weights between power and aggregate:
- * wide vectors have so few keys in a block that storing its sums shows.
- */
-enum { CHAPTER_BYTES = 448 << 10, BLOCK_BYTES = (VL * sizeof(real) >= 64 ? 32 : 16) << 10 };
+/* Bytes of one tile's scores in a chapter. */
+enum { CHAPTER_BYTES = 448 << 10 };
 
 typedef struct forward_state {
     na_geometry *g;
@@ -22,6 +20,7 @@ typedef struct forward_state {
     int chapter;         /* most keys of a row in a chapter */
     int whole;           /* there is one chapter only */
     int64_t bias_head;   /* reals of a head's bias */
+    int64_t block;       /* reals of the weights between power and aggregate */
     size_t worker_bytes;
 } forward_state;
 
@@ -292,20 +291,22 @@ static void forward_drop(const forward_tile *t, const na_span *spans, int count)
 static int forward_block(const forward_tile *t, const na_span *spans, int from, int count,
                          int64_t reals[ROWS_MAX])
 {
-    int64_t bytes = 0;
+    const int64_t most = t->w->run->state->block;
+    int64_t all = 0;
     for (int r = 0; r < t->rows; r++)
-        bytes += (reals[r] = t->reals[r]) * (int)sizeof(real);
-    if (bytes <= BLOCK_BYTES)
+        all += reals[r] = t->reals[r];
+    if (all <= most)
         return count;
     memset(reals, 0, ROWS_MAX * sizeof *reals);
-    bytes = 0;
+    all = 0;
     for (int to = from; to < count; to++) {
         const na_span *span = &spans[to];
-        bytes += (int64_t)(span->hi - span->lo) * span->len * t->width * (int)sizeof(real);
-        if (to > from && bytes > BLOCK_BYTES)
+        const int64_t row = (int64_t)span->len * t->width;
+        all += (span->hi - span->lo) * row;
+        if (to > from && all > most)
             return to;
         for (int r = span->lo; r < span->hi; r++)
-            reals[r] += span->len * t->width;
+            reals[r] += row;
     }
     return count;
 }

@@ -16,10 +16,10 @@
 #include "cpu/tiles.h"
 
 #include "cpu/ahead_tmpl.h"
+#include "cpu/pack_tmpl.h"
 #include "cpu/micro_tmpl.h"
 #include "cpu/runs_tmpl.h"
 #include "cpu/aggregate_tmpl.h"
-#include "cpu/pack_tmpl.h"
 #include "cpu/math_tmpl.h"
 #include "cpu/pairs_tmpl.h"
 #include "cpu/bias_tmpl.h"

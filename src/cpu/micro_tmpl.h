@@ -126,17 +126,18 @@ typedef struct scoring {
     real forbidden;  /* score of keys that a lane does not see */
     real *top;       /* [row][VL] or NULL */
     real *room;      /* depth * KEYS_MAX * VL reals */
-    ahead *ahead[2]; /* what is fetched on the way, once for each span; NULL: nothing */
+    ahead *ahead[2]; /* what is fetched on the way, for each span; NULL: nothing */
 } scoring;
 
-/* a / b for 0 <= a < 128, 0 < b <= 32: a division takes as long as ten products or more. */
-static inline int small_quotient(int a, int b)
+/* a / b for 0 <= a < 128, 0 < b <= 32, and about that for larger a: a division takes as long as ten
+ * products or more. */
+static inline int small_quotient(int64_t a, int b)
 {
     static const int32_t inverse[] = {0,    65536, 32768, 21846, 16384, 13108, 10923, 9363, 8192,
                                       7282, 6554,  5958,  5462,  5042,  4682,  4370,  4096, 3856,
                                       3641, 3450,  3277,  3121,  2979,  2850,  2731,  2622, 2521,
                                       2428, 2341,  2260,  2185,  2115,  2048};
-    return a * inverse[b] >> 16;
+    return (int)(a * inverse[b] >> 16);
 }
 
 /* The keys of a group, for lanes of start 0; returns their number. */
@@ -186,11 +187,13 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
     /* Calls of nearly equal length: some, then others of a key less. */
     const int calls = small_quotient(all + correlate_keys[rows] - 1, correlate_keys[rows]);
     const int less = small_quotient(all, calls), longer = all - less * calls;
-    for (int i = 0, from = 0, fetched = 0, keys; i < calls; i++, from += keys) {
+    const int64_t owed[] = {t->ahead[0] ? (int64_t)t->ahead[0]->quota * count : 0,
+                            t->ahead[0] ? (int64_t)t->ahead[1]->quota * count : 0};
+    for (int i = 0, from = 0, keys; i < calls; i++, from += keys) {
         keys = less + (i < longer);
-        for (; t->ahead[0] && fetched * calls < (i + 1) * count; fetched++) {
-            ahead_fetch(t->ahead[0]);
-            ahead_fetch(t->ahead[1]);
+        if (t->ahead[0]) {
+            ahead_fetch(t->ahead[0], small_quotient(owed[0] + i, calls));
+            ahead_fetch(t->ahead[1], small_quotient(owed[1] + i, calls));
         }
         if (far) {
             correlation b = a;
