@@ -406,9 +406,11 @@ static void aggregate_spans(const aggregation *all, int rows, int depth)
                              a.value_step, PER_REAL > 1 || grouped);
             a.runs = list.run;
             a.run_count = list.count;
-            a.end = all->end && some == all->count - from;
+            const int rest = all->count - from - some;
+            a.end = all->end && !rest;
             aggregate_rows(a, row, count, depth, grouped, list.limited);
-            pass_weights(&list, weight + row);
+            if (rest)
+                pass_weights(&list, weight + row);
         }
         if (!all->count)
             break;

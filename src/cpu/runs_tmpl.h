@@ -15,7 +15,7 @@ typedef struct span_run {
     int64_t stored; /* reals that the weights take */
     int spans, keys;
     int first;
-    int rows; /* of the call that see it: 8 * first + end, 0: none */
+    int rows; /* of the call that see it: 8 * first + end */
 } span_run;
 
 /* The ranges of rows that may see a span. */
@@ -60,7 +60,9 @@ static int make_runs(run_list *list, const na_span *spans, int span_count, int r
         some = grouped ? group_spans(s, span_count - from) : 1;
         if (from + some > RUNS_MAX)
             break;
-        for (int i = 0; i < some; i++)
+        if (lo >= hi)
+            continue;
+        for (int i = 0; i < some && grouped; i++)
             list->token[from + i] = s[i].token * step;
         /* Windows end later from row to row: the last row's end is everyone's. */
         list->run[list->count++] =
@@ -73,7 +75,7 @@ static int make_runs(run_list *list, const na_span *spans, int span_count, int r
                        .spans = some,
                        .keys = s->len,
                        .first = s->first,
-                       .rows = lo < hi ? 8 * lo + hi : 0};
+                       .rows = 8 * lo + hi};
         list->limited |= s->limit != NULL;
     }
     return from;
@@ -334,6 +336,7 @@ static void scatter_spans(const scattering *all, int rows, int depth)
                 a.grad += row * a.grad_row + i * VL;
                 scatter_table[count][some](&a);
             }
-            pass_weights(&list, weight + row);
+            if (from + done < all->count)
+                pass_weights(&list, weight + row);
         }
 }
