@@ -139,23 +139,44 @@ static ALWAYS_INLINE void add_run(const int lo, const int hi, const int halves, 
         weight[r] += run->stored;
 }
 
-/* Sums of row r of the call and of lane l to where they belong. `plain`: they are whole and go past
- * the caches; that is the usual case, and then nothing is asked for each vector. */
-static ALWAYS_INLINE void finish_row(const int halves, const int plain, const aggregation *a,
+/* Where the sums of a call go. Usually they are whole vectors that go past the caches at the end,
+ * and to `sum` before it; nothing is then asked for each vector. */
+typedef enum sums_way {
+    SUMS_WHOLE,  /* of the only call, to out */
+    SUMS_FIRST,  /* to sum */
+    SUMS_MIDDLE, /* added to sum */
+    SUMS_LAST,   /* with those in sum to out */
+    SUMS_ANY     /* whatever the call says */
+} sums_way;
+
+static ALWAYS_INLINE sums_way sums_way_of(const aggregation *a)
+{
+    const int streams = a->out && a->stream;
+    return !a->end    ? a->begin ? SUMS_FIRST : SUMS_MIDDLE
+           : !streams ? SUMS_ANY
+           : a->begin ? SUMS_WHOLE
+                      : SUMS_LAST;
+}
+
+/* Sums of row r of the call and of lane l. */
+static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const aggregation *a,
                                      const int r, int l, const vec whole[CHANNELS_MAX], tail last)
 {
-    const vec factor = vec_set1(plain || a->end ? a->factor[r * VL + l] : 1);
+    const int any = way == SUMS_ANY;
+    const int more = any ? !a->begin : way == SUMS_MIDDLE || way == SUMS_LAST;
+    const int end = any ? a->end : way == SUMS_WHOLE || way == SUMS_LAST;
+    const vec factor = vec_set1(end ? a->factor[r * VL + l] : 1);
     real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
-    out_real *out = plain || (a->end && a->out) ? a->out[r] + l * a->out_lane : NULL;
+    out_real *out = end && (!any || a->out) ? a->out[r] + l * a->out_lane : NULL;
     UNROLL
     for (int i = 0; i < (halves + 1) / 2; i++) {
         vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
-        if (!plain && !a->begin)
+        if (more)
             x = vec_add(x, vec_load(partial + i * VL));
-        x = plain || a->end ? vec_mul(x, factor) : x;
-        if (plain || (out && a->stream))
+        x = end ? vec_mul(x, factor) : x;
+        if (end && (!any || (out && a->stream)))
             vec_stream_out(out + i * VL, x);
-        else if (!out)
+        else if (!end || !out)
             vec_storeu(partial + i * VL, x);
 #ifndef PAIRS
         else if (i == (halves - 1) / 2 && a->part)
@@ -168,14 +189,14 @@ static ALWAYS_INLINE void finish_row(const int halves, const int plain, const ag
 
 /* Those of lanes [l, l + lanes). */
 static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int lanes,
-                                     const int plain, const aggregation *a, int l,
+                                     const sums_way way, const aggregation *a, int l,
                                      const channel_sums *sum)
 {
     UNROLL
     for (int j = 0; j < lanes; j++) {
         UNROLL
         for (int r = 0; r < rows; r++)
-            finish_row(halves, plain, a, r, l + j, sum->whole[j][r], sum->last[j][r]);
+            finish_row(halves, way, a, r, l + j, sum->whole[j][r], sum->last[j][r]);
     }
 }
 
@@ -187,8 +208,7 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
     const span_run *const runs = a->runs, *const end = runs + a->run_count;
     const real *const values = a->value;
     /* Beside 24 sums of pairs, the constants of rounding find no registers. */
-    const int plain =
-        (PER_REAL == 1 || rows * halves < 48) && a->begin && a->end && a->out && a->stream;
+    const sums_way way = PER_REAL > 1 && rows * halves >= 48 && a->end ? SUMS_ANY : sums_way_of(a);
     for (int l = a->lane; l + lanes <= a->lanes; l += lanes) {
         channel_sums sum;
         const int32_t *start = NULL;
@@ -219,10 +239,14 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
 #undef ONE
             }
         }
-        if (plain)
-            store_sums(rows, halves, lanes, 1, a, l, &sum);
-        else
-            store_sums(rows, halves, lanes, 0, a, l, &sum);
+        switch (way) {
+#define ONE(name)                                                                                  \
+    case name:                                                                                     \
+        store_sums(rows, halves, lanes, name, a, l, &sum);                                         \
+        break;
+            ONE(SUMS_WHOLE) ONE(SUMS_FIRST) ONE(SUMS_MIDDLE) ONE(SUMS_LAST) ONE(SUMS_ANY)
+#undef ONE
+        }
     }
 }
 
