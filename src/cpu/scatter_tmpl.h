@@ -47,8 +47,11 @@ static boxes make_boxes(const na_geometry *g, const natten_problem *p)
     b.most_rows = (b.rows + b.row_boxes - 1) / b.row_boxes;
     b.x_boxes = 1;
     if (g->across) {
-        b.margin = NA_RUN * ax->dilation + g->spread;
-        const int64_t apart = wanted / b.row_boxes, room = ax->key_extent / (4 * b.margin);
+        /* Spans end with their parts; but most of a tile's should be in one box. */
+        const int64_t run = NA_RUN * ax->dilation, cut = g->part[0].cut;
+        b.margin = (run < cut ? run : cut) + g->spread;
+        const int64_t apart = wanted / b.row_boxes;
+        const int64_t room = ax->key_extent / (4 * (run + g->spread));
         b.x_boxes = apart < room ? apart : room;
         b.x_boxes = b.x_boxes > 1 ? b.x_boxes : 1;
     }
@@ -226,6 +229,17 @@ static void store_box(const scatter_worker *w, const box *box)
     }
 }
 
+/* Whether tiles of a task may see keys of the box. */
+static int reaches(const na_geometry *g, const na_work *work, const box *box)
+{
+    if (!g->across)
+        return 1;
+    const int64_t base = g->tile[work->block->index[0]].base, dilation = g->axis[2].dilation;
+    const int64_t before = box->x - g->spread - base;
+    const int64_t key = before > 0 ? (before + dilation - 1) / dilation : 0;
+    return key < work->block->keys && base + key * dilation < box->x_end;
+}
+
 static void run_box(scatter_worker *w, int64_t unit)
 {
     const scattered *s = w->s;
@@ -235,6 +249,8 @@ static void run_box(scatter_worker *w, int64_t unit)
            (size_t)(s->boxes.most_rows * s->boxes.most_keys * padded(s->depth)) * sizeof(real));
     for (int64_t i = 0; i < s->pair_tasks; i++) {
         const na_work work = na_work_at(g, box.pair * s->pair_tasks + i);
+        if (!reaches(g, &work, &box))
+            continue;
         const int all = na_key_rows(g, &work, 0, w->rows);
         int row_count = 0, from, to;
         for (int j = 0; j < all; j++) {
