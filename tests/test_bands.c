@@ -27,7 +27,7 @@ static void count_held(const na_geometry *g, const na_bands *b, int band, int *h
         na_work_parts(g, &work, &first, &last);
         const int count = na_key_rows(g, &work, 0, rows);
         for (int i = 0; i < count; i++)
-            for (int p = first; p <= last; p++) {
+            for (int p = first; p <= last; p = na_work_part_after(g, &work, p)) {
                 const int64_t row = rows[i].z * g->axis[1].key_extent + rows[i].y;
                 int64_t *tag = &tags[rows[i].slot + p % g->ring_part];
                 if (*tag == row * g->parts + p)

@@ -428,8 +428,8 @@ static void backward_tile_run(backward_worker *w, int tile, int end)
     backward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
     t.lanes = na_work_lanes(s->g, &w->work, tile, 0);
     t.width = t.lanes->half ? HALF : VL;
-    const int count =
-        na_spans(s->g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
+    const int count = na_spans(s->g, &w->work, tile, !w->run->dropping.threshold, w->key_rows,
+                               w->key_row_count, w->spans, t.limits);
     backward_begin(&t);
     if (w->run->dropping.threshold)
         dropping_begin(&w->run->dropping, s->g, &w->work, tile, w->dropping);

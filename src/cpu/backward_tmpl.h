@@ -234,7 +234,7 @@ static void backward_open_slots(backward_worker *w)
     int first, last;
     na_work_parts(g, &w->work, &first, &last);
     for (int i = 0; i < w->key_row_count; i++)
-        for (int p = first; p <= last; p++) {
+        for (int p = first; p <= last; p = na_work_part_after(g, &w->work, p)) {
             const int64_t slot = w->key_rows[i].slot + p % g->ring_part;
             if (w->held[slot].dirty)
                 continue;

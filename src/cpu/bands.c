@@ -58,16 +58,18 @@ static void touch(const na_bands *b, const na_geometry *g, const na_key_row *row
 }
 
 /* Notes what slots hold for a task. Where it has the key rows of the one before, so do the slots
- * hold the parts of that: of a long row they are too many to look at for every task. */
+ * hold the parts of that: of a long row they are too many to look at for every task. (Those that
+ * dilations leave out are not the same for all.) */
 static void touch_all(const na_bands *b, const na_geometry *g, int64_t task, walk *w)
 {
     const na_work work = na_work_at(g, task);
-    const int same = g->across && work.z == w->z && work.y == w->y;
+    const int same =
+        g->across && g->axis[2].dilation <= g->part[0].cut && work.z == w->z && work.y == w->y;
     int first, last;
     na_work_parts(g, &work, &first, &last);
     const int count = na_key_rows(g, &work, 0, w->rows);
     for (int i = 0; i < count; i++)
-        for (int p = first; p <= last; p++)
+        for (int p = first; p <= last; p = na_work_part_after(g, &work, p))
             if (same && w->first <= p && p <= w->last)
                 p = w->last;
             else

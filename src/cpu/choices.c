@@ -25,14 +25,23 @@ typedef struct list {
 
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+/* Lane tiles that blocks across are made of: rows that share no key are not put together. */
+static int tiles_along(const na_geometry *g)
+{
+    const natten_axis *x = &g->axis[2];
+    const int64_t apart = na_tiles_apart(g);
+    const int join = x->window > apart * g->lanes / x->dilation;
+    return join ? ceil_div(ceil_div((int)x->query_extent, g->lanes), (int)apart) : 1;
+}
+
 /* Blocks of nearly equal size: fewer rows matter only if they make more blocks. */
 static shape shape_of(const na_geometry *g, na_cut cut)
 {
     const natten_axis *y = &g->axis[1], *x = &g->axis[2];
     const int head_tiles = ceil_div(g->group, cut.rows), heads = ceil_div(g->group, head_tiles);
     const int tiles = ceil_div((int)x->query_extent, g->lanes);
-    const int along = cut.across ? ceil_div(tiles, (int)x->dilation)
-                                 : ceil_div((int)y->query_extent, (int)y->dilation);
+    const int along =
+        cut.across ? tiles_along(g) : ceil_div((int)y->query_extent, (int)y->dilation);
     shape s = {heads, ceil_div(along, cut.rows / heads), 1, cut.across, cut.planes};
     const int extent = cut.across ? (int)x->key_extent : tiles * g->lanes;
     s.part = cut.across && extent > cut.part ? cut.part : ceil_div(extent, cut.part);
@@ -58,7 +67,7 @@ static void add(list *l, const na_geometry *g, na_cut cut)
 static void make_list(list *l, const na_geometry *g, int most)
 {
     const na_cut first = {g->cut.rows, g->cut.part, g->across, g->planes};
-    const int may_turn = g->axis[1].query_extent > 1 && g->axis[2].query_extent > g->lanes;
+    const int may_turn = g->axis[2].query_extent > g->lanes;
     add(l, g, first);
     for (int turned = 0; turned <= may_turn; turned++) {
         na_cut cut = first;

@@ -383,7 +383,8 @@ static void forward_tile_run(forward_worker *w, int tile)
     t.rows = w->work.rows;
     t.lanes = na_work_lanes(g, &w->work, tile, 0);
     t.width = t.lanes->half ? HALF : VL;
-    t.span_count = na_spans(g, &w->work, tile, w->key_rows, w->key_row_count, w->spans, t.limits);
+    t.span_count = na_spans(g, &w->work, tile, !w->run->dropping.threshold, w->key_rows,
+                            w->key_row_count, w->spans, t.limits);
     forward_begin(&t);
     if (run->dropping.threshold)
         dropping_begin(&run->dropping, g, &w->work, tile, w->dropping);

@@ -175,7 +175,7 @@ static int joins(const na_geometry *g, const na_tile *first, const na_tile *next
 /* Lane tiles of one map row that see the same keys shifted by whole steps. */
 static int make_across_blocks(na_geometry *g, int rows)
 {
-    int dilation = (int)g->axis[2].dilation;
+    const int dilation = (int)g->axis[2].dilation, apart = na_tiles_apart(g);
     g->block = calloc((size_t)g->lane_tiles, sizeof *g->block);
     char *used = calloc((size_t)g->lane_tiles, 1);
     if (!g->block || !used) {
@@ -186,7 +186,7 @@ static int make_across_blocks(na_geometry *g, int rows)
         if (used[i])
             continue;
         na_block *block = &g->block[g->blocks++];
-        for (int64_t j = i; j < g->lane_tiles && block->rows < rows; j += dilation) {
+        for (int64_t j = i; j < g->lane_tiles && block->rows < rows; j += apart) {
             if (used[j] || !joins(g, &g->tile[i], &g->tile[j]))
                 break;
             int offset = (g->tile[j].base - g->tile[i].base) / dilation;
@@ -255,23 +255,69 @@ static int make_across_parts(na_geometry *g)
     return 1;
 }
 
-/* Keys that a loaded key serves on average, in tiles of so many rows, each `apart` keys after the
- * one before. */
-static double sharing(double rows, double window, double apart)
+/* Tile rows that a loaded key serves on average, of so many rows, each `apart` keys after the one
+ * before. Windows stand still at borders: together they see no more keys than there are. */
+static double sharing(double rows, const natten_axis *axis, double apart)
 {
-    double shared = rows * window / (window + (rows - 1) * apart);
+    const double keys = ceil_div((int)axis->key_extent, (int)axis->dilation);
+    const double reach = (double)axis->window + (rows - 1) * apart;
+    const double shared = rows * (double)axis->window / (reach < keys ? reach : keys);
     return shared > 1 ? shared : 1;
 }
 
-static int choose_across(const na_geometry *g, int rows)
+/* What upright_cost and across_cost count in: keys of a query's window, each loaded for it alone.
+ * As was measured, packing a key costs as much as nine of them. A tile across costs more for each
+ * of its queries: it is a task of its own, and its rows share short runs only; so with every key
+ * row after the first, but in the forward, which takes the runs of all key rows together. */
+static const double pack_cost = 9;
+static const struct {
+    double tile, row;
+} across_costs[NATTEN_OPS] = {
+    [NATTEN_FORWARD] = {3, 0}, [NATTEN_BACKWARD] = {1, 4.4},     [NATTEN_QK] = {10, 4.4},
+    [NATTEN_AV] = {10, 4.4},   [NATTEN_QK_BACKWARD] = {10, 4.4}, [NATTEN_AV_BACKWARD] = {10, 4.4}};
+
+static double window_cost(const na_geometry *g, double shared)
+{
+    return (double)(g->axis[0].window * g->axis[1].window * g->axis[2].window) / shared;
+}
+
+/* An upright part packs all that lies between its first key and its last: with a large dilation,
+ * keys of many other parts. Key rows are packed once, or again for every block of rows where tasks
+ * run along axis 0. */
+static double upright_cost(const na_geometry *g, int rows)
+{
+    const natten_axis *y = &g->axis[1], *x = &g->axis[2];
+    const int most = na_min(rows, ceil_div((int)y->query_extent, (int)y->dilation));
+    const double shared = sharing(most, y, 1), extent = (double)x->key_extent;
+    const double parts = ceil_div((int)x->query_extent, g->cut.part);
+    const double reach = (double)((x->window - 1) * x->dilation);
+    const double width = (double)x->query_extent / parts + reach;
+    const double again = g->axis[0].query_extent > 1 ? (double)y->window / shared : 1;
+    const double packed = again * parts * (width < extent ? width : extent) / extent;
+    return window_cost(g, shared) + pack_cost * packed;
+}
+
+/* Across, a key row is packed once for each of the rows of queries that see it, unless the ring
+ * holds whole rows: then once for each query of axis 0 that does. */
+static double across_cost(const na_geometry *g, natten_op op, int rows)
+{
+    const natten_axis *z = &g->axis[0], *y = &g->axis[1], *x = &g->axis[2];
+    const int tiles = ceil_div((int)x->query_extent, g->lanes), apart = na_tiles_apart(g);
+    const int most = na_min(rows, ceil_div(tiles, apart));
+    const double keys = (double)apart * g->lanes / (double)x->dilation;
+    const double shared = sharing(most, x, keys);
+    const double reach = ((double)x->window + (most - 1) * keys) * (double)x->dilation;
+    const int whole = y->dilation == 1 && reach > (double)(x->key_extent - g->cut.part);
+    const double packed = (double)(z->window * (whole ? 1 : y->window));
+    const double more = (double)(z->window * y->window - 1) * across_costs[op].row;
+    return window_cost(g, shared) + pack_cost * packed + across_costs[op].tile + more;
+}
+
+static int choose_across(const na_geometry *g, natten_op op, int rows)
 {
     if (g->cut.across >= 0)
         return g->cut.across;
-    const natten_axis *y = &g->axis[1], *x = &g->axis[2];
-    int upright = na_min(rows, ceil_div((int)y->query_extent, (int)y->dilation));
-    int tiles = ceil_div((int)x->query_extent, g->lanes);
-    int across = na_min(rows, ceil_div(tiles, (int)x->dilation));
-    return sharing(across, (double)x->window, g->lanes) > sharing(upright, (double)y->window, 1);
+    return across_cost(g, op, rows) < upright_cost(g, rows);
 }
 
 /* Whether a ring of whole planes pays, by the bytes of a worker. Where it does not, every key row
@@ -339,7 +385,7 @@ na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half
     g->head_tiles = ceil_div(g->group, rows);
     g->heads = ceil_div(g->group, g->head_tiles);
     rows /= g->heads;
-    g->across = choose_across(g, rows);
+    g->across = choose_across(g, (natten_op)problem->op, rows);
     int made = make_lane_tiles(g);
     if (g->across)
         made = made && make_across_blocks(g, rows) && make_across_parts(g);

@@ -48,6 +48,16 @@ void na_work_parts(const na_geometry *g, const na_work *work, int *first, int *l
     }
 }
 
+int na_work_part_after(const na_geometry *g, const na_work *work, int part)
+{
+    const int64_t cut = g->part[0].cut, dilation = g->axis[2].dilation;
+    if (!g->across || dilation <= cut)
+        return part + 1;
+    const int64_t base = g->tile[work->block->index[0]].base;
+    const int64_t steps = ((part + 1) * cut - base + dilation - 1) / dilation;
+    return (int)((base + steps * dilation) / cut);
+}
+
 int na_key_rows(const na_geometry *g, const na_work *work, int together, na_key_row *rows)
 {
     const natten_axis *az = &g->axis[0], *ay = &g->axis[1];
@@ -103,7 +113,7 @@ void na_ring_fill(const na_geometry *g, const na_work *work, const na_key_row *r
     int first, last;
     na_work_parts(g, work, &first, &last);
     for (int i = 0; i < row_count; i++)
-        for (int p = first; p <= last; p++) {
+        for (int p = first; p <= last; p = na_work_part_after(g, work, p)) {
             int64_t slot = rows[i].slot + p % g->ring_part, tag = tag_of(g, work, &rows[i], p);
             if (tags[slot] == tag)
                 continue;
@@ -118,7 +128,7 @@ void na_ring_missing(const na_geometry *g, const na_work *work, const na_key_row
     int first, last;
     na_work_parts(g, work, &first, &last);
     for (int i = 0; i < row_count; i++)
-        for (int p = first; p <= last; p++) {
+        for (int p = first; p <= last; p = na_work_part_after(g, work, p)) {
             int64_t slot = rows[i].slot + p % g->ring_part;
             if (tags[slot] != tag_of(g, work, &rows[i], p))
                 pack(context, slot, rows[i].z, rows[i].y, &g->part[p]);
@@ -224,8 +234,27 @@ static const int32_t *make_limits(const na_geometry *g, const na_work *work, int
     return limits[0];
 }
 
-int na_spans(const na_geometry *g, const na_work *work, int tile, const na_key_row *rows,
-             int row_count, na_span *spans, int32_t limits[NA_ROWS][NA_LANES])
+/* A span of the first key row as one of another, which differs in where it lies and, upright, in
+ * who sees it. */
+static na_span span_of_row(const na_geometry *g, const na_span *first, const na_key_row *rows,
+                           int row)
+{
+    const int64_t apart = rows[row].slot - rows[0].slot;
+    na_span span = *first;
+    span.slot += apart;
+    span.token += apart * g->width;
+    span.z = rows[row].z;
+    span.y = rows[row].y;
+    if (!g->across) {
+        span.lo = rows[row].lo;
+        span.hi = rows[row].hi;
+    }
+    return span;
+}
+
+int na_spans(const na_geometry *g, const na_work *work, int tile, int together,
+             const na_key_row *rows, int row_count, na_span *spans,
+             int32_t limits[NA_ROWS][NA_LANES])
 {
     const na_lanes *lanes = na_work_lanes(g, work, tile, 0);
     run runs[2 * NA_ROWS];
@@ -243,22 +272,15 @@ int na_spans(const na_geometry *g, const na_work *work, int tile, const na_key_r
         span.hi = runs[j].hi * work->heads;
         first += cut_run(g, work, runs[j], span, spans + first);
     }
-    /* Other key rows differ in where they lie and, upright, in who sees them. */
-    for (int i = row_count - 1; i >= 0; i--) {
-        const int64_t apart = rows[i].slot - rows[0].slot;
-        for (int j = 0; j < first; j++) {
-            na_span *s = &spans[i * first + j];
-            *s = spans[j];
-            s->slot += apart;
-            s->token += apart * g->width;
-            s->z = rows[i].z;
-            s->y = rows[i].y;
-            if (!g->across) {
-                s->lo = rows[i].lo;
-                s->hi = rows[i].hi;
-            }
-        }
-    }
+    /* From the last one, so that no span of the first row is lost before it is copied. */
+    if (together && g->across)
+        for (int j = first - 1; j >= 0; j--)
+            for (int i = row_count - 1; i >= 0; i--)
+                spans[j * row_count + i] = span_of_row(g, &spans[j], rows, i);
+    else
+        for (int i = row_count - 1; i >= 0; i--)
+            for (int j = 0; j < first; j++)
+                spans[i * first + j] = span_of_row(g, &spans[j], rows, i);
     const int count = first * row_count;
     return count + additional_spans(g, work, spans + count);
 }

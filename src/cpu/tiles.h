@@ -4,7 +4,8 @@
  * The lanes of a vector are consecutive queries of the innermost axis (lane tile). A tile has up to
  * NA_ROWS rows of such lanes that see the same keys, so that a loaded key serves all of them: the
  * heads of a group that share a key head, times either map rows a dilation apart along axis 1
- * (upright) or lane tiles a dilation of vectors apart in one map row (across: 1-D maps).
+ * (upright) or lane tiles a whole number of dilations apart in one map row (across: 1-D maps, and
+ * others whose upright parts would be packed too often).
  * Keys are packed by key rows of one part (a range of the innermost axis) into a ring of slots. A
  * span is a run of keys in one slot that the tile's rows [lo, hi) see. */
 #ifndef NATTEN_CPU_TILES_H
@@ -114,6 +115,19 @@ static inline na_window na_local_window(const natten_axis *axis, int query)
 na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, na_cut cut);
 void na_geometry_free(void *geometry);
 
+/* Across: lane tiles from one row of a tile to the next, the fewest that are a whole number of
+ * dilations. */
+static inline int32_t na_tiles_apart(const na_geometry *geometry)
+{
+    int32_t a = geometry->lanes, b = (int32_t)geometry->axis[2].dilation;
+    while (a) {
+        const int32_t rest = b % a;
+        b = a;
+        a = rest;
+    }
+    return (int32_t)geometry->axis[2].dilation / b;
+}
+
 /* A unit of work: the tiles of one block. Tasks are numbered so that neighbours share packed keys.
  */
 typedef struct na_work {
@@ -181,6 +195,10 @@ int na_key_rows(const na_geometry *geometry, const na_work *work, int together, 
 /* The parts a task's keys lie in. */
 void na_work_parts(const na_geometry *geometry, const na_work *work, int *first, int *last);
 
+/* The one of them after `part`, or what lies behind the last: a dilation longer than parts leaves
+ * some out. */
+int na_work_part_after(const na_geometry *geometry, const na_work *work, int part);
+
 /* Packs what a slot is to hold: keys [part->first, + part->width) of the innermost axis, of key row
  * (z, y). */
 typedef void (*na_pack)(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part);
@@ -212,8 +230,10 @@ typedef struct na_span {
 } na_span;
 
 /* The spans of one tile, at most geometry->spans, in the order of their keys, additional tokens
- * last. Across, `tile` is not looked at. Writes the limits that the spans point to. */
-int na_spans(const na_geometry *geometry, const na_work *work, int tile, const na_key_row *rows,
-             int row_count, na_span *spans, int32_t limits[NA_ROWS][NA_LANES]);
+ * last; `together`: those that the same rows of the tile see stand together. Across, `tile` is not
+ * looked at. Writes the limits that the spans point to. */
+int na_spans(const na_geometry *geometry, const na_work *work, int tile, int together,
+             const na_key_row *rows, int row_count, na_span *spans,
+             int32_t limits[NA_ROWS][NA_LANES]);
 
 #endif

@@ -61,7 +61,7 @@ static void tile_at(tile *t, int number, const na_key_row *rows, int row_count)
         t->width = lanes->half ? g->half : g->lanes;
         t->masked |= lanes->masked || lanes->keys != g->axis[2].window;
     }
-    t->count = na_spans(g, t->work, number, rows, row_count, t->spans, t->limits);
+    t->count = na_spans(g, t->work, number, 0, rows, row_count, t->spans, t->limits);
 }
 
 /* Where a span lies in the windows of the tile's rows. */
