@@ -9,6 +9,7 @@
 
 #include "core/env.h"
 #include "core/kernel.h"
+#include "core/merge.h"
 #include "core/preference.h"
 #include "core/problem.h"
 #include "cpu/threads.h"
@@ -76,10 +77,14 @@ static natten_status ask(natten_plan *plan, const na_kernel *kernel, const char 
     return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
 }
 
-static natten_status explain_preferences(natten_plan *plan)
+/* What there is to say besides why kernels refused. */
+static natten_status explain_rest(natten_plan *plan)
 {
     char sentence[256];
     const char *name;
+    na_merge_describe(&plan->problem, &plan->merged, sentence, sizeof sentence);
+    if (plan->axes_merged && !explain(plan, "axes", sentence))
+        return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     for (int i = 0; (name = na_preference_describe(plan, &i, sentence, sizeof sentence));)
         if (!explain(plan, name, sentence))
             return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
@@ -97,9 +102,9 @@ static natten_status choose(natten_plan *plan, const char *only)
         plan->choice[0] = 0;
         natten_status status = ask(plan, &kernels[i], only);
         if (status != NA_REFUSED)
-            return status == NATTEN_OK ? explain_preferences(plan) : status;
+            return status == NATTEN_OK ? explain_rest(plan) : status;
     }
-    if (explain_preferences(plan) != NATTEN_OK)
+    if (explain_rest(plan) != NATTEN_OK)
         return NATTEN_ERROR_MEMORY;
     return na_fail(NATTEN_ERROR_UNSUPPORTED, "No kernel takes this problem.\n%s",
                    plan->explanation ? plan->explanation : "");
@@ -117,6 +122,9 @@ natten_status natten_plan_create(const natten_problem *problem, const char *only
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     natten_status status = na_problem_check(problem, &plan->problem);
     plan->asked = only;
+    plan->merged = plan->problem;
+    if (status == NATTEN_OK && plan->problem.device == NATTEN_CPU)
+        plan->axes_merged = na_problem_merge(&plan->merged);
     if (status == NATTEN_OK)
         status = choose(plan, only);
     plan->asked = NULL;

@@ -22,6 +22,9 @@ typedef struct na_kernel {
 struct natten_plan {
     natten_problem
         problem; /* checked, defaults resolved, rank 3: a 2-D map has axis[0] of extent 1 */
+    natten_problem merged; /* on a CPU, the same with as few axes as will do (merge.h): what every
+                              kernel but the reference works on */
+    int axes_merged;       /* how many axes it has fewer */
     const na_kernel *kernel;
     const char *asked; /* how names of kernels have to begin; NULL: however. Only while planning */
     natten_status (*run)(const natten_plan *plan, const natten_run *run);

@@ -272,13 +272,12 @@ static void resolve_defaults(natten_problem *p)
 /* Puts axes of one token in front, until there are three. */
 static void pad(natten_problem *p)
 {
-    static const natten_axis point = {1, 1, 1, 0, 0, 1, 1, 1, 0};
     int shift = 3 - (int)p->rank;
     for (int role = 0; role < NATTEN_ROLES; role++)
         if (!na_has(p, (natten_role)role)) /* nobody checked these strides */
             p->layout[role] = (natten_layout){0};
     for (int i = 3; i-- > 0;) {
-        p->axis[i] = i >= shift ? p->axis[i - shift] : point;
+        p->axis[i] = i >= shift ? p->axis[i - shift] : na_point;
         for (int role = 0; role < NATTEN_ROLES; role++)
             if (!na_role_is_additional((natten_role)role))
                 p->layout[role].axis[i] = i >= shift ? p->layout[role].axis[i - shift] : 0;

@@ -5,6 +5,9 @@
 #include "core/status.h"
 #include "natten.h"
 
+/* An axis of one token. */
+static const natten_axis na_point = {1, 1, 1, 0, 0, 1, 1, 1, 0};
+
 /* Checks what a caller wrote; writes the same problem with defaults resolved and padded to three
  * axes. */
 natten_status na_problem_check(const natten_problem *problem, natten_problem *padded);

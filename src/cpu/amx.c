@@ -98,7 +98,7 @@ static int streams(const amx_state *s, const tensor *t)
 static natten_status run_plan(const natten_plan *plan, const natten_run *addresses)
 {
     const amx_state *s = plan->state;
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     amx_run run = {.state = s, .kv_heads = p->kv_heads};
     run.query = tensor_of(p, addresses, NATTEN_QUERY);
     run.key = tensor_of(p, addresses, NATTEN_KEY);
@@ -141,7 +141,7 @@ static natten_status make_tables(natten_plan *plan, amx_state *s, const na_box_c
 {
     amx_worker w;
     const int made =
-        na_strips_make(&s->strips, &plan->problem, cut, s->heads, 2 * (s->padded + s->padded_out));
+        na_strips_make(&s->strips, &plan->merged, cut, s->heads, 2 * (s->padded + s->padded_out));
     if (made == NA_STRIPS_NO_MEMORY)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     if (made == NA_STRIPS_TOO_LARGE)
@@ -168,8 +168,8 @@ static natten_status judge(natten_plan *plan, const amx_state *s)
 static natten_status make_state(natten_plan *plan, amx_state *s)
 {
     na_box_cut cuts[NA_BOX_CUTS];
-    const int count = na_box_cuts(&plan->problem, cuts);
-    set_channels(s, &plan->problem);
+    const int count = na_box_cuts(&plan->merged, cuts);
+    set_channels(s, &plan->merged);
     natten_status status = make_tables(plan, s, &cuts[0]);
     if (status == NATTEN_OK)
         status = judge(plan, s);
@@ -187,7 +187,7 @@ static natten_status make_state(natten_plan *plan, amx_state *s)
 
 static natten_status plan_forward(natten_plan *plan)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     if (p->head_dim > MOST_CHANNELS || p->value_dim > MOST_CHANNELS)
         return na_refuse(plan, "more than %d channels", MOST_CHANNELS);
     amx_state *s = calloc(1, sizeof *s);

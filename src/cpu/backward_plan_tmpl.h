@@ -168,7 +168,7 @@ static void backward_direct(backward_run *run)
 static natten_status backward_run_plan(const natten_plan *plan, const natten_run *addresses)
 {
     const backward_state *s = plan->state;
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     backward_run run = {.state = s, .problem = p};
     run.query = tensor_of(p, addresses, NATTEN_QUERY);
     run.key = tensor_of(p, addresses, NATTEN_KEY);
@@ -249,7 +249,7 @@ static void backward_sizes(backward_state *s, const natten_problem *p)
 
 static natten_status backward_plan(natten_plan *plan)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     backward_state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");

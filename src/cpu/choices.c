@@ -111,8 +111,8 @@ void na_describe_choice(natten_plan *plan, const char *format, ...)
 
 int na_choose_cut(natten_plan *plan, int cuts)
 {
-    const int64_t choice = plan->problem.choice;
-    const int few = products_of(&plan->problem) < few_products ? THREAD_COUNTS : 0;
+    const int64_t choice = plan->merged.choice;
+    const int few = products_of(&plan->merged) < few_products ? THREAD_COUNTS : 0;
     plan->choices = cuts - 1 + few;
     if (choice >= cuts && choice <= plan->choices)
         plan->most_workers = thread_counts[choice - cuts];
@@ -122,7 +122,7 @@ int na_choose_cut(natten_plan *plan, int cuts)
 na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int most)
 {
     const na_cut usual = {rows, NA_PART, -1, 1};
-    na_geometry *g = na_geometry_make(&plan->problem, lanes, half, usual);
+    na_geometry *g = na_geometry_make(&plan->merged, lanes, half, usual);
     list l = {.count = 0};
     if (!g)
         return NULL;
@@ -130,7 +130,7 @@ na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int mos
     const int cut = na_choose_cut(plan, l.count);
     if (cut) {
         na_geometry_free(g);
-        g = na_geometry_make(&plan->problem, lanes, half, l.cut[cut]);
+        g = na_geometry_make(&plan->merged, lanes, half, l.cut[cut]);
     }
     if (g)
         na_describe_choice(plan, "%d rows %s, parts of %d", g->cut.rows,

@@ -142,7 +142,7 @@ static void forward_work(void *context, int64_t worker)
 static natten_status forward_run_plan(const natten_plan *plan, const natten_run *addresses)
 {
     const forward_state *s = plan->state;
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     forward_run run = {.state = s, .problem = p};
     run.query = tensor_of(p, addresses, NATTEN_QUERY);
     run.key = tensor_of(p, addresses, NATTEN_KEY);
@@ -190,7 +190,7 @@ static int forward_rows(const natten_problem *p)
 
 static natten_status forward_plan(natten_plan *plan)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     forward_state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");

@@ -37,7 +37,7 @@ static int in_order(const void *a, const void *b)
 static double time_both(const na_cpu_kernels *const kernels[2], const natten_problem *problem,
                         const natten_run run[2])
 {
-    natten_plan plan[2] = {{.problem = *problem}, {.problem = *problem}};
+    natten_plan plan[2] = {{.merged = *problem}, {.merged = *problem}};
     double gains[TRIES], took[2];
     int planned = 0, runs = 0;
     while (planned < 2 && kernels[planned]->plan[NATTEN_FORWARD](&plan[planned]) == NATTEN_OK)

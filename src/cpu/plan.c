@@ -12,7 +12,7 @@ static const int64_t largest_window = INT32_MAX / 4;
 static natten_status plan_with(natten_plan *plan, const na_cpu_kernels *f32,
                                const na_cpu_kernels *f64)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     int64_t queries = p->batch;
     for (int i = 0; i < 3; i++)
         queries *= p->axis[i].query_extent != 0;
@@ -63,15 +63,15 @@ natten_status na_cpu_avx512_plan(natten_plan *plan)
 
 natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
 {
-    if (plan->problem.dtype != NATTEN_BF16)
+    if (plan->merged.dtype != NATTEN_BF16)
         return na_refuse(plan, "only for bfloat16");
     if (na_disabled("avx512bf16") || na_disabled("avx512"))
         return na_refuse(plan, "AVX-512 BF16 is switched off by NATTEN_DISABLE");
     if (!na_cpu_has_avx512bf16())
         return na_refuse(plan, "this processor has no AVX-512 BF16");
-    if (plan->problem.dropout > 0 || na_has(&plan->problem, NATTEN_KEY_BIAS))
+    if (plan->merged.dropout > 0 || na_has(&plan->merged, NATTEN_KEY_BIAS))
         return na_refuse(plan, "neither dropout nor a key bias");
-    if (plan->problem.head_dim % 2)
+    if (plan->merged.head_dim % 2)
         return na_refuse(plan, "an odd number of channels");
     const double gain = na_pairs_gain();
     if (gain <= 0)
@@ -96,7 +96,7 @@ natten_status na_cpu_avx512bf16_plan(natten_plan *plan)
 
 natten_status na_cpu_amx_plan(natten_plan *plan)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     if (p->dtype != NATTEN_BF16)
         return na_refuse(plan, "only for bfloat16");
     if (na_disabled("amx") || na_disabled("avx512"))

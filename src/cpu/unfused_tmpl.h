@@ -329,7 +329,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
                                                  [NATTEN_QK_BACKWARD] = NATTEN_D_ATTN,
                                                  [NATTEN_AV] = NATTEN_ATTN,
                                                  [NATTEN_AV_BACKWARD] = NATTEN_D_ATTN};
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     const unfused_state *state = plan->state;
     const int keys = p->op == NATTEN_QK || p->op == NATTEN_QK_BACKWARD;
     const int scores = p->op == NATTEN_QK || p->op == NATTEN_AV_BACKWARD;
@@ -368,7 +368,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
 /* The part of an op that scatters; 0: there is none. */
 static int scattered_of(const natten_plan *plan, const natten_run *run, scattered *s)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     const unfused_state *state = plan->state;
     const int keys = p->op == NATTEN_QK_BACKWARD;
     const natten_role key = keys ? NATTEN_D_KEY : NATTEN_D_VALUE;
@@ -428,7 +428,7 @@ static size_t unfused_layout(unfused_parts *x, char *memory)
 
 static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     const tensor rpb = tensor_of(p, run, NATTEN_RPB);
     unfused_parts x = {.bias_reals = rpb.data ? p->heads * bias_entries(p) + VL : 0};
     x.moves = unfused_of(plan, run, &x.u);
@@ -464,7 +464,7 @@ static int score_rows(const natten_problem *p)
 
 static natten_status unfused_plan(natten_plan *plan)
 {
-    const natten_problem *p = &plan->problem;
+    const natten_problem *p = &plan->merged;
     const int scores = p->op == NATTEN_QK || p->op == NATTEN_AV_BACKWARD;
     unfused_state *state = calloc(1, sizeof *state);
     if (state && scores)
