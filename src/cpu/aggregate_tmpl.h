@@ -7,7 +7,9 @@
 typedef struct aggregation {
     const na_span *spans;
     int count;
-    int lane, lanes;     /* [lane, lanes) are queries */
+    int lane, lanes; /* [lane, lanes) are queries */
+    int shorter;     /* of the last so many rows, only lanes below short_lanes are */
+    int short_lanes;
     int begin, end;      /* begin: else the sums of the call are added to `sum`,
                             which keeps roundoff of long windows small;
                             end: sums are multiplied by factor, and go to `out` if there is one */
@@ -376,7 +378,7 @@ static void aggregate_call(aggregation a, int count, int halves, int grouped, in
     if (grouped) {
         if (!limited) {
             aggregate_two_table[count][halves](&a);
-            a.lane = a.lanes / 2 * 2;
+            a.lane += (a.lanes - a.lane) / 2 * 2;
         }
         if (a.lane < a.lanes)
             aggregate_one_table[count][halves](&a);
@@ -409,9 +411,8 @@ static void aggregate_rows(aggregation a, int row, int count, int depth, int gro
     }
 }
 
-/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
- * the number of channels, whose vectors may reach beyond it in value and sum. */
-static void aggregate_spans(const aggregation *all, int rows, int depth)
+/* All rows and channels of some lanes. */
+static void aggregate_some(const aggregation *all, int rows, int depth)
 {
     const int grouped = aggregate_grouped(all, depth);
     run_list list;
@@ -439,4 +440,18 @@ static void aggregate_spans(const aggregation *all, int rows, int depth)
         if (!all->count)
             break;
     }
+}
+
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
+ * the number of channels, whose vectors may reach beyond it in value and sum. */
+static void aggregate_spans(const aggregation *all, int rows, int depth)
+{
+    aggregation some = *all;
+    if (all->shorter) {
+        some.lanes = all->short_lanes;
+        aggregate_some(&some, rows, depth);
+        some.lane = all->short_lanes;
+        some.lanes = all->lanes;
+    }
+    aggregate_some(&some, rows - all->shorter, depth);
 }

@@ -80,7 +80,9 @@ typedef struct backward_worker {
 /* One tile on its way. */
 typedef struct backward_tile {
     backward_worker *w;
-    const na_lanes *lanes; /* of row 0: count and half are those of all rows */
+    const na_lanes *lanes; /* of row 0: half is that of all rows, and so is count but for the last
+                              `shorter` rows */
+    int shorter;
     int tile, rows, width;
     int keys[ROWS_MAX];     /* of the block, seen by each row */
     real *weight[ROWS_MAX]; /* where each row stands in the block */
@@ -95,6 +97,11 @@ typedef struct backward_tile {
 static char *backward_row(const backward_tile *t, const tensor *tensor, int r)
 {
     return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
+}
+
+static int backward_lanes(const backward_tile *t, int r)
+{
+    return na_row_lanes(t->w->run->state->g, &t->w->work, t->tile, r);
 }
 
 /* Has what the next tile's queries bring along fetched: of this task, or of the next. */
@@ -114,7 +121,7 @@ static void backward_look_on(backward_worker *w, int tile, int end, int spans)
                       tensors[i]->axis[2],
                       (int64_t)(i ? run->state->channels : run->state->depth) *
                           stored_size(tensors[i]->dtype),
-                      na_work_lanes(g, work, next, r)->count);
+                      na_row_lanes(g, work, next, r));
     ahead_share(&w->queries_ahead, spans);
 }
 
@@ -141,7 +148,7 @@ static void backward_delta(backward_tile *t, int r)
 {
     const backward_run *run = t->w->run;
     const backward_state *s = run->state;
-    const int count = t->lanes->count;
+    const int count = backward_lanes(t, r);
     const char *out = backward_row(t, &run->out, r);
     const real *grad = t->w->grad_natural + r * VL * s->value_step;
     real *delta = t->delta + r * VL;
@@ -167,9 +174,9 @@ static void backward_begin(backward_tile *t)
     const backward_worker *w = t->w;
     const backward_run *run = w->run;
     const backward_state *s = run->state;
-    const int count = t->lanes->count;
     const real scale = (real)run->problem->scale, scale2 = (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
+        const int count = backward_lanes(t, r);
         const char *query = backward_row(t, &run->query, r);
         const char *grad = backward_row(t, &run->d_out, r);
         pack_transposed(run->query.dtype, query, run->query.axis[2], count, s->depth, scale2,
@@ -370,6 +377,8 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
     const aggregation a = {.spans = spans,
                            .count = count,
                            .lanes = t->lanes->count,
+                           .shorter = t->shorter,
+                           .short_lanes = backward_lanes(t, t->rows - 1),
                            .begin = begin,
                            .end = end,
                            .stream = run->stream,
@@ -387,7 +396,7 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
     aggregate_spans(&a, t->rows, s->depth);
     for (int r = 0; r < t->rows && end && !run->direct; r++)
         unpack_natural(run->d_query.dtype, w->partial + r * s->key_step, t->rows * s->key_step,
-                       t->lanes->count, s->depth, backward_row(t, &run->d_query, r),
+                       backward_lanes(t, r), s->depth, backward_row(t, &run->d_query, r),
                        run->d_query.axis[2]);
 }
 
@@ -400,6 +409,8 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
     memcpy(at, which ? t->weight : t->slope, sizeof at);
     scattering a = {.spans = spans,
                     .lanes = t->lanes->count,
+                    .shorter = t->shorter,
+                    .short_lanes = backward_lanes(t, t->rows - 1),
                     .width = t->width,
                     .weight_lane = 1,
                     .weight = at,
@@ -427,6 +438,7 @@ static void backward_tile_run(backward_worker *w, int tile, int end)
     const backward_state *s = w->run->state;
     backward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
     t.lanes = na_work_lanes(s->g, &w->work, tile, 0);
+    t.shorter = na_short_rows(s->g, &w->work, tile);
     t.width = t.lanes->half ? HALF : VL;
     const int count = na_spans(s->g, &w->work, tile, !w->run->dropping.threshold, w->key_rows,
                                w->key_row_count, w->spans, t.limits);

@@ -52,7 +52,9 @@ typedef struct forward_worker {
 /* One tile on its way. */
 typedef struct forward_tile {
     forward_worker *w;
-    const na_lanes *lanes; /* of row 0: count and half are those of all rows */
+    const na_lanes *lanes; /* of row 0: half is that of all rows, and so is count but for the last
+                              `shorter` rows */
+    int shorter;
     int tile, rows, width, span_count;
     real *at[ROWS_MAX];      /* where each row stands in its scores */
     int64_t reals[ROWS_MAX]; /* that the chapter's scores take */
@@ -79,6 +81,11 @@ static char *forward_row(const forward_tile *t, const tensor *tensor, int r)
     return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
 }
 
+static int forward_lanes(const forward_tile *t, int r)
+{
+    return na_row_lanes(t->w->run->state->g, &t->w->work, t->tile, r);
+}
+
 /* Has the queries of the tile after this one fetched: of this task, or of the next. */
 static void forward_next_queries(forward_worker *w, int tile, int spans)
 {
@@ -93,7 +100,7 @@ static void forward_next_queries(forward_worker *w, int tile, int spans)
     for (int r = 0; r < work->rows; r++)
         ahead_add(&w->queries, query_row(g, work, next, r, q), q->axis[2],
                   (int64_t)w->run->state->depth * stored_size(packed_as(q->dtype)),
-                  na_work_lanes(g, work, next, r)->count);
+                  na_row_lanes(g, work, next, r));
     ahead_share(&w->queries, spans);
 }
 
@@ -106,8 +113,8 @@ static void forward_begin(forward_tile *t)
     const real scale = PER_REAL > 1 ? 1 : (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
         pack_transposed(packed_as(run->query.dtype), forward_row(t, &run->query, r),
-                        run->query.axis[2], t->lanes->count, s->depth, scale, w->query + r * step,
-                        VL);
+                        run->query.axis[2], forward_lanes(t, r), s->depth, scale,
+                        w->query + r * step, VL);
         if (run->key_bias.data)
             vec_store(w->query + r * step + s->depth * VL, vec_set1((real)LOG2_E));
         vec_store(t->top + r * VL, vec_set1((real)-INFINITY));
@@ -188,7 +195,7 @@ static void forward_rescale(forward_tile *t, int first)
         vec_store(shrink, factor);
         vec_store(t->total + r * VL, vec_mul(vec_load(t->total + r * VL), factor));
         vec_store(t->rounded + r * VL, vec_mul(vec_load(t->rounded + r * VL), factor));
-        for (int l = 0; l < t->lanes->count; l++) {
+        for (int l = 0, lanes = forward_lanes(t, r); l < lanes; l++) {
             real *sum = t->w->sum + (l * t->rows + r) * step;
             for (int c = 0; c < step; c += VL)
                 vec_store(sum + c, vec_mul(vec_load(sum + c), vec_set1(shrink[l])));
@@ -264,7 +271,7 @@ static void forward_finish(forward_tile *t)
         vec_store(t->total + r * VL, total);
         vec_store(lse, vec_fma(vec_load(t->low + r * VL), vec_set1((real)LN_2), logarithm(total)));
         char *to = forward_row(t, &run->lse, r);
-        for (int l = 0; l < t->lanes->count; l++, to += run->lse.axis[2]) {
+        for (int l = 0, lanes = forward_lanes(t, r); l < lanes; l++, to += run->lse.axis[2]) {
             if (t->total[r * VL + l] == 0)
                 lse[l] = (real)-INFINITY;
             memcpy(to, &lse[l], sizeof(real));
@@ -335,6 +342,8 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
         const aggregation a = {.spans = spans + from,
                                .count = to - from,
                                .lanes = t->lanes->count,
+                               .shorter = t->shorter,
+                               .short_lanes = forward_lanes(t, t->rows - 1),
                                .begin = first && from == 0,
                                .end = end,
                                .stream = run->stream,
@@ -382,6 +391,7 @@ static void forward_tile_run(forward_worker *w, int tile)
     t.tile = tile;
     t.rows = w->work.rows;
     t.lanes = na_work_lanes(g, &w->work, tile, 0);
+    t.shorter = na_short_rows(g, &w->work, tile);
     t.width = t.lanes->half ? HALF : VL;
     t.span_count = na_spans(g, &w->work, tile, !w->run->dropping.threshold, w->key_rows,
                             w->key_row_count, w->spans, t.limits);
@@ -399,6 +409,6 @@ static void forward_tile_run(forward_worker *w, int tile)
     }
     for (int r = 0; r < t.rows && !run->direct; r++)
         unpack_natural(run->out.dtype, w->sum + r * s->value_step, t.rows * s->value_step,
-                       t.lanes->count, s->channels, forward_row(&t, &run->out, r),
+                       forward_lanes(&t, r), s->channels, forward_row(&t, &run->out, r),
                        run->out.axis[2]);
 }

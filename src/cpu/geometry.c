@@ -162,14 +162,40 @@ static int make_upright_blocks(na_geometry *g, int rows)
     return 1;
 }
 
-/* True if the tile can be a further row of a block that begins with `head`. */
+/* True if the tile can be a further row of a block that begins with `head`. Where all lanes see
+ * the same keys it may have fewer lanes. */
 static int joins(const na_geometry *g, const na_tile *first, const na_tile *next)
 {
     const na_lanes *head = &g->lane[first->kind], *tile = &g->lane[next->kind];
     int dilation = (int)g->axis[2].dilation, apart = next->base - first->base;
+    if (tile->count < head->count)
+        return head->mode == NA_BROADCAST && apart == 0 &&
+               !memcmp(tile->start, head->start, (size_t)tile->count * sizeof *tile->start);
     return tile->mode == head->mode && tile->count == head->count && apart >= 0 &&
            apart % dilation == 0 && apart / dilation < head->keys &&
            !memcmp(tile->start, head->start, sizeof head->start);
+}
+
+/* Rows of a block that begins with lane tile i: all that can be, or, where the rest of the axis
+ * sees the same keys, so many that its blocks are of nearly equal size. */
+static int across_rows(const na_geometry *g, int i, int rows)
+{
+    const int most = 3 * rows; /* far from the end it makes no difference */
+    const int count = na_min(g->lane_tiles - i, most);
+    if (count == most || g->axis[2].dilation > 1)
+        return rows;
+    for (int j = i; j < g->lane_tiles; j++)
+        if (g->tile[j].base != g->tile[i].base || !joins(g, &g->tile[i], &g->tile[j]))
+            return rows;
+    return ceil_div(count, ceil_div(count, rows));
+}
+
+/* A tile of the last few queries becomes one of a whole vector, as the rows before it. */
+static void widen(na_lanes *tile, const na_lanes *head)
+{
+    tile->mode = head->mode;
+    tile->half = head->half;
+    memcpy(tile->start, head->start, sizeof tile->start);
 }
 
 /* Lane tiles of one map row that see the same keys shifted by whole steps. */
@@ -186,11 +212,14 @@ static int make_across_blocks(na_geometry *g, int rows)
         if (used[i])
             continue;
         na_block *block = &g->block[g->blocks++];
-        for (int64_t j = i; j < g->lane_tiles && block->rows < rows; j += apart) {
+        const int some = across_rows(g, i, rows);
+        for (int64_t j = i; j < g->lane_tiles && block->rows < some; j += apart) {
             if (used[j] || !joins(g, &g->tile[i], &g->tile[j]))
                 break;
             int offset = (g->tile[j].base - g->tile[i].base) / dilation;
             used[j] = 1;
+            if (na_tile_lanes(g, (int)j)->count < na_tile_lanes(g, i)->count)
+                widen(&g->lane[g->tile[j].kind], na_tile_lanes(g, i));
             block->index[block->rows] = (int)j;
             block->offset[block->rows++] = offset;
             block->keys = na_max(block->keys, offset + na_tile_lanes(g, (int)j)->keys);

@@ -93,7 +93,9 @@ static void pass_weights(const run_list *list, real *weight[])
 typedef struct scattering {
     const na_span *spans;
     int count;
-    int lane, lanes;     /* [lane, lanes) are queries */
+    int lane, lanes; /* [lane, lanes) are queries */
+    int shorter;     /* of the last so many rows, only lanes below short_lanes are */
+    int short_lanes;
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
     real *const *weight; /* of each row of the call: of the first span's first key */
@@ -300,14 +302,14 @@ static int scatter_twos(const scattering *all, run_list *list, int row, int coun
     a.weight = weight + row;
     a.grad += row * a.grad_row;
     scatter_two_table[count][vectors](&a);
-    return all->lanes / 2 * 2;
+    return all->lane + (all->lanes - all->lane) / 2 * 2;
 #else
     return (void)all, (void)list, (void)row, (void)count, (void)vectors, (void)weight, 0;
 #endif
 }
 
-/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
-static void scatter_spans(const scattering *all, int rows, int depth)
+/* All rows and channels of some lanes. */
+static void scatter_some(const scattering *all, int rows, int depth)
 {
     const int vectors = (depth + VL - 1) / VL;
     run_list list;
@@ -339,4 +341,17 @@ static void scatter_spans(const scattering *all, int rows, int depth)
             if (from + done < all->count)
                 pass_weights(&list, weight + row);
         }
+}
+
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
+static void scatter_spans(const scattering *all, int rows, int depth)
+{
+    scattering some = *all;
+    if (all->shorter) {
+        some.lanes = all->short_lanes;
+        scatter_some(&some, rows, depth);
+        some.lane = all->short_lanes;
+        some.lanes = all->lanes;
+    }
+    scatter_some(&some, rows - all->shorter, depth);
 }

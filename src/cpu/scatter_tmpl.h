@@ -134,7 +134,7 @@ static void load_queries(const scatter_worker *w, const tile *t)
     const scattered *s = w->s;
     const int64_t step = padded(s->depth);
     for (int r = 0; r < t->work->rows; r++)
-        pack_natural(s->query.dtype, query_at(&s->query, t, r), s->query.axis[2], t->lanes,
+        pack_natural(s->query.dtype, query_at(&s->query, t, r), s->query.axis[2], t->lanes[r],
                      s->depth, s->factor, w->query + r * VL * step, step);
 }
 
@@ -149,7 +149,9 @@ static void scatter_tile(const scatter_worker *w, const tile *t, const weights *
         end = next_block(t, weights, w->s->depth, begin, at);
         const scattering a = {.spans = t->spans + begin,
                               .count = end - begin,
-                              .lanes = t->lanes,
+                              .lanes = t->lanes[0],
+                              .shorter = t->shorter,
+                              .short_lanes = t->lanes[t->work->rows - 1],
                               .width = 1,
                               .weight_lane = weights->lane,
                               .weight = at,
@@ -303,9 +305,9 @@ static void add_weights(const scatter_worker *w, const tile *t, const weights *w
                 const int64_t row = (t->bias_z + z) * (2 * axis[1].window - 1) + t->bias_y[r] + y;
                 real *to = w->bias + head * s->bias_head + row * (2 * axis[2].window - 1);
                 if (lanes->uniform)
-                    add_runs(from, weights->lane, t->lanes, lanes->keys, to + lanes->bias[0]);
+                    add_runs(from, weights->lane, t->lanes[r], lanes->keys, to + lanes->bias[0]);
                 else
-                    for (int l = 0; l < t->lanes; l++)
+                    for (int l = 0; l < t->lanes[r]; l++)
                         add_runs(from + l * weights->lane, 0, 1, lanes->limit[l],
                                  to + lanes->bias[l]);
             }

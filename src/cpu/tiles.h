@@ -181,6 +181,20 @@ static inline const na_lanes *na_work_lanes(const na_geometry *geometry, const n
     return na_tile_lanes(geometry, na_work_tile(geometry, work, tile, row));
 }
 
+/* The lanes of tile row r that are queries. The last row of a map (times heads) may have fewer than
+ * the others, which are as many as row 0's. */
+static inline int na_row_lanes(const na_geometry *geometry, const na_work *work, int tile, int row)
+{
+    return na_work_lanes(geometry, work, tile, row)->count;
+}
+
+/* How many of a tile's rows, its last ones, have fewer lanes. */
+static inline int na_short_rows(const na_geometry *geometry, const na_work *work, int tile)
+{
+    const int last = na_row_lanes(geometry, work, tile, work->rows - 1);
+    return last < na_row_lanes(geometry, work, tile, 0) ? work->heads : 0;
+}
+
 /* A row of keys that rows [lo, hi) of the tiles see. */
 typedef struct na_key_row {
     int32_t z, y; /* keys of axes 0, 1 */

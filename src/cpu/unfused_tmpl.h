@@ -175,7 +175,7 @@ static void score_tile(worker *w, tile *t)
     const int rows = t->work->rows;
     const int64_t row_step = padded(u->slots) * VL, query_step = (int64_t)u->terms * VL;
     for (int r = 0; r < rows; r++) {
-        pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2], t->lanes,
+        pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2], t->lanes[r],
                         u->depth, u->factor, w->query + r * query_step, VL);
         if (u->key_bias.data)
             vec_store(w->query + r * query_step + u->depth * VL, vec_set1(1));
@@ -215,7 +215,7 @@ static void score_tile(worker *w, tile *t)
             }
     }
     for (int r = 0; r < rows; r++)
-        store_scores(u->attn.dtype, w->score + r * row_step, t->width, u->slots, t->lanes,
+        store_scores(u->attn.dtype, w->score + r * row_step, t->width, u->slots, t->lanes[r],
                      query_at(&u->attn, t, r), u->attn.axis[2]);
 }
 
@@ -238,7 +238,9 @@ static void gather_tile(worker *w, tile *t)
         end = next_block(t, &weights, u->depth, begin, at);
         const aggregation a = {.spans = t->spans + begin,
                                .count = end - begin,
-                               .lanes = t->lanes,
+                               .lanes = t->lanes[0],
+                               .shorter = t->shorter,
+                               .short_lanes = t->lanes[rows - 1],
                                .begin = begin == 0,
                                .end = end == t->count,
                                .stream = direct && u->stream,
@@ -256,7 +258,7 @@ static void gather_tile(worker *w, tile *t)
         aggregate_spans(&a, rows, u->depth);
     }
     for (int r = 0; r < rows && !direct; r++)
-        unpack_natural(u->query.dtype, w->query + r * VL * step, step, t->lanes, u->depth,
+        unpack_natural(u->query.dtype, w->query + r * VL * step, step, t->lanes[r], u->depth,
                        query_at(&u->query, t, r), u->query.axis[2]);
 }
 
