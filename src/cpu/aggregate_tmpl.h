@@ -7,9 +7,7 @@
 typedef struct aggregation {
     const na_span *spans;
     int count;
-    int lane, lanes; /* [lane, lanes) are queries */
-    int shorter;     /* of the last so many rows, only lanes below short_lanes are */
-    int short_lanes;
+    int lane, lanes;     /* [lane, lanes) are queries */
     int begin, end;      /* begin: else the sums of the call are added to `sum`,
                             which keeps roundoff of long windows small;
                             end: sums are multiplied by factor, and go to `out` if there is one */
@@ -411,8 +409,9 @@ static void aggregate_rows(aggregation a, int row, int count, int depth, int gro
     }
 }
 
-/* All rows and channels of some lanes. */
-static void aggregate_some(const aggregation *all, int rows, int depth)
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
+ * the number of channels, whose vectors may reach beyond it in value and sum. */
+static void aggregate_spans(const aggregation *all, int rows, int depth)
 {
     const int grouped = aggregate_grouped(all, depth);
     run_list list;
@@ -442,16 +441,17 @@ static void aggregate_some(const aggregation *all, int rows, int depth)
     }
 }
 
-/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
- * the number of channels, whose vectors may reach beyond it in value and sum. */
-static void aggregate_spans(const aggregation *all, int rows, int depth)
+/* The same of a tile whose last rows may have fewer lanes. */
+static void aggregate_tile(const aggregation *all, int rows, na_row_lanes lanes, int depth)
 {
-    aggregation some = *all;
-    if (all->shorter) {
-        some.lanes = all->short_lanes;
-        aggregate_some(&some, rows, depth);
-        some.lane = all->short_lanes;
-        some.lanes = all->lanes;
+    if (!lanes.shorter) {
+        aggregate_spans(all, rows, depth);
+        return;
     }
-    aggregate_some(&some, rows - all->shorter, depth);
+    aggregation some = *all;
+    some.lanes = lanes.least;
+    aggregate_spans(&some, rows, depth);
+    some.lane = lanes.least;
+    some.lanes = all->lanes;
+    aggregate_spans(&some, rows - lanes.shorter, depth);
 }

@@ -80,9 +80,8 @@ typedef struct backward_worker {
 /* One tile on its way. */
 typedef struct backward_tile {
     backward_worker *w;
-    const na_lanes *lanes; /* of row 0: half is that of all rows, and so is count but for the last
-                              `shorter` rows */
-    int shorter;
+    const na_lanes *lanes; /* of row 0: half is that of all rows */
+    na_row_lanes row_lanes;
     int tile, rows, width;
     int keys[ROWS_MAX];     /* of the block, seen by each row */
     real *weight[ROWS_MAX]; /* where each row stands in the block */
@@ -101,7 +100,7 @@ static char *backward_row(const backward_tile *t, const tensor *tensor, int r)
 
 static int backward_lanes(const backward_tile *t, int r)
 {
-    return na_row_lanes(t->w->run->state->g, &t->w->work, t->tile, r);
+    return na_lanes_of_row(t->row_lanes, t->rows, r);
 }
 
 /* Has what the next tile's queries bring along fetched: of this task, or of the next. */
@@ -121,7 +120,7 @@ static void backward_look_on(backward_worker *w, int tile, int end, int spans)
                       tensors[i]->axis[2],
                       (int64_t)(i ? run->state->channels : run->state->depth) *
                           stored_size(tensors[i]->dtype),
-                      na_row_lanes(g, work, next, r));
+                      na_work_lanes(g, work, next, r)->count);
     ahead_share(&w->queries_ahead, spans);
 }
 
@@ -377,8 +376,6 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
     const aggregation a = {.spans = spans,
                            .count = count,
                            .lanes = t->lanes->count,
-                           .shorter = t->shorter,
-                           .short_lanes = backward_lanes(t, t->rows - 1),
                            .begin = begin,
                            .end = end,
                            .stream = run->stream,
@@ -393,7 +390,7 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
                            .factor = t->scale,
                            .out = run->direct ? out : NULL,
                            .out_lane = run->d_query.axis[2] / (int)sizeof(real)};
-    aggregate_spans(&a, t->rows, s->depth);
+    aggregate_tile(&a, t->rows, t->row_lanes, s->depth);
     for (int r = 0; r < t->rows && end && !run->direct; r++)
         unpack_natural(run->d_query.dtype, w->partial + r * s->key_step, t->rows * s->key_step,
                        backward_lanes(t, r), s->depth, backward_row(t, &run->d_query, r),
@@ -409,8 +406,6 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
     memcpy(at, which ? t->weight : t->slope, sizeof at);
     scattering a = {.spans = spans,
                     .lanes = t->lanes->count,
-                    .shorter = t->shorter,
-                    .short_lanes = backward_lanes(t, t->rows - 1),
                     .width = t->width,
                     .weight_lane = 1,
                     .weight = at,
@@ -422,14 +417,14 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
     while (a.count < count && spans[a.count].z >= 0)
         a.count++;
     if (a.count && sink->wanted)
-        scatter_spans(&a, t->rows, (int)sink->channels);
+        scatter_tile(&a, t->rows, t->row_lanes, (int)sink->channels);
     for (int i = 0; i < a.count; i++)
         backward_advance(&spans[i], t->width, at);
     /* The rest are additional tokens. */
     a.spans += a.count;
     a.count = count - a.count;
     if (a.count && sink->more_out.data)
-        scatter_spans(&a, t->rows, (int)sink->channels);
+        scatter_tile(&a, t->rows, t->row_lanes, (int)sink->channels);
 }
 
 /* end: of the task's tiles. */
@@ -438,7 +433,7 @@ static void backward_tile_run(backward_worker *w, int tile, int end)
     const backward_state *s = w->run->state;
     backward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
     t.lanes = na_work_lanes(s->g, &w->work, tile, 0);
-    t.shorter = na_short_rows(s->g, &w->work, tile);
+    t.row_lanes = na_lanes_of_rows(s->g, &w->work, tile);
     t.width = t.lanes->half ? HALF : VL;
     const int count = na_spans(s->g, &w->work, tile, !w->run->dropping.threshold, w->key_rows,
                                w->key_row_count, w->spans, t.limits);

@@ -52,9 +52,8 @@ typedef struct forward_worker {
 /* One tile on its way. */
 typedef struct forward_tile {
     forward_worker *w;
-    const na_lanes *lanes; /* of row 0: half is that of all rows, and so is count but for the last
-                              `shorter` rows */
-    int shorter;
+    const na_lanes *lanes; /* of row 0: half is that of all rows */
+    na_row_lanes row_lanes;
     int tile, rows, width, span_count;
     real *at[ROWS_MAX];      /* where each row stands in its scores */
     int64_t reals[ROWS_MAX]; /* that the chapter's scores take */
@@ -83,7 +82,7 @@ static char *forward_row(const forward_tile *t, const tensor *tensor, int r)
 
 static int forward_lanes(const forward_tile *t, int r)
 {
-    return na_row_lanes(t->w->run->state->g, &t->w->work, t->tile, r);
+    return na_lanes_of_row(t->row_lanes, t->rows, r);
 }
 
 /* Has the queries of the tile after this one fetched: of this task, or of the next. */
@@ -100,7 +99,7 @@ static void forward_next_queries(forward_worker *w, int tile, int spans)
     for (int r = 0; r < work->rows; r++)
         ahead_add(&w->queries, query_row(g, work, next, r, q), q->axis[2],
                   (int64_t)w->run->state->depth * stored_size(packed_as(q->dtype)),
-                  na_row_lanes(g, work, next, r));
+                  na_work_lanes(g, work, next, r)->count);
     ahead_share(&w->queries, spans);
 }
 
@@ -342,8 +341,6 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
         const aggregation a = {.spans = spans + from,
                                .count = to - from,
                                .lanes = t->lanes->count,
-                               .shorter = t->shorter,
-                               .short_lanes = forward_lanes(t, t->rows - 1),
                                .begin = first && from == 0,
                                .end = end,
                                .stream = run->stream,
@@ -358,7 +355,7 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                                .factor = t->factor,
                                .out = run->direct ? out : NULL,
                                .out_lane = run->out.axis[2] / (int)sizeof(out_real)};
-        aggregate_spans(&a, t->rows, s->channels);
+        aggregate_tile(&a, t->rows, t->row_lanes, s->channels);
         for (int r = 0; r < t->rows; r++)
             t->at[r] += reals[r];
         from = to;
@@ -391,7 +388,7 @@ static void forward_tile_run(forward_worker *w, int tile)
     t.tile = tile;
     t.rows = w->work.rows;
     t.lanes = na_work_lanes(g, &w->work, tile, 0);
-    t.shorter = na_short_rows(g, &w->work, tile);
+    t.row_lanes = na_lanes_of_rows(g, &w->work, tile);
     t.width = t.lanes->half ? HALF : VL;
     t.span_count = na_spans(g, &w->work, tile, !w->run->dropping.threshold, w->key_rows,
                             w->key_row_count, w->spans, t.limits);

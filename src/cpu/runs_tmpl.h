@@ -93,9 +93,7 @@ static void pass_weights(const run_list *list, real *weight[])
 typedef struct scattering {
     const na_span *spans;
     int count;
-    int lane, lanes; /* [lane, lanes) are queries */
-    int shorter;     /* of the last so many rows, only lanes below short_lanes are */
-    int short_lanes;
+    int lane, lanes;     /* [lane, lanes) are queries */
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
     real *const *weight; /* of each row of the call: of the first span's first key */
@@ -308,8 +306,8 @@ static int scatter_twos(const scattering *all, run_list *list, int row, int coun
 #endif
 }
 
-/* All rows and channels of some lanes. */
-static void scatter_some(const scattering *all, int rows, int depth)
+/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
+static void scatter_spans(const scattering *all, int rows, int depth)
 {
     const int vectors = (depth + VL - 1) / VL;
     run_list list;
@@ -343,15 +341,17 @@ static void scatter_some(const scattering *all, int rows, int depth)
         }
 }
 
-/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
-static void scatter_spans(const scattering *all, int rows, int depth)
+/* The same of a tile whose last rows may have fewer lanes. */
+static void scatter_tile(const scattering *all, int rows, na_row_lanes lanes, int depth)
 {
-    scattering some = *all;
-    if (all->shorter) {
-        some.lanes = all->short_lanes;
-        scatter_some(&some, rows, depth);
-        some.lane = all->short_lanes;
-        some.lanes = all->lanes;
+    if (!lanes.shorter) {
+        scatter_spans(all, rows, depth);
+        return;
     }
-    scatter_some(&some, rows - all->shorter, depth);
+    scattering some = *all;
+    some.lanes = lanes.least;
+    scatter_spans(&some, rows, depth);
+    some.lane = lanes.least;
+    some.lanes = all->lanes;
+    scatter_spans(&some, rows - lanes.shorter, depth);
 }

@@ -134,12 +134,12 @@ static void load_queries(const scatter_worker *w, const tile *t)
     const scattered *s = w->s;
     const int64_t step = padded(s->depth);
     for (int r = 0; r < t->work->rows; r++)
-        pack_natural(s->query.dtype, query_at(&s->query, t, r), s->query.axis[2], t->lanes[r],
+        pack_natural(s->query.dtype, query_at(&s->query, t, r), s->query.axis[2], tile_lanes(t, r),
                      s->depth, s->factor, w->query + r * VL * step, step);
 }
 
 /* Adds a tile's spans to the sums, which their tokens count in. */
-static void scatter_tile(const scatter_worker *w, const tile *t, const weights *weights)
+static void add_tile(const scatter_worker *w, const tile *t, const weights *weights)
 {
     const int64_t step = padded(w->s->depth);
     real *at[NA_ROWS];
@@ -149,9 +149,7 @@ static void scatter_tile(const scatter_worker *w, const tile *t, const weights *
         end = next_block(t, weights, w->s->depth, begin, at);
         const scattering a = {.spans = t->spans + begin,
                               .count = end - begin,
-                              .lanes = t->lanes[0],
-                              .shorter = t->shorter,
-                              .short_lanes = t->lanes[t->work->rows - 1],
+                              .lanes = t->lanes.most,
                               .width = 1,
                               .weight_lane = weights->lane,
                               .weight = at,
@@ -160,7 +158,7 @@ static void scatter_tile(const scatter_worker *w, const tile *t, const weights *
                               .grad = w->query,
                               .grad_row = VL * step,
                               .grad_lane = step};
-        scatter_spans(&a, t->work->rows, w->s->depth);
+        scatter_tile(&a, t->work->rows, t->lanes, w->s->depth);
     }
 }
 
@@ -272,7 +270,7 @@ static void run_box(scatter_worker *w, int64_t unit)
                 continue;
             const weights weights = load_weights(&t, &s->attn, s->slots, w->room);
             load_queries(w, &t);
-            scatter_tile(w, &t, &weights);
+            add_tile(w, &t, &weights);
         }
     }
     store_box(w, &box);
@@ -305,9 +303,10 @@ static void add_weights(const scatter_worker *w, const tile *t, const weights *w
                 const int64_t row = (t->bias_z + z) * (2 * axis[1].window - 1) + t->bias_y[r] + y;
                 real *to = w->bias + head * s->bias_head + row * (2 * axis[2].window - 1);
                 if (lanes->uniform)
-                    add_runs(from, weights->lane, t->lanes[r], lanes->keys, to + lanes->bias[0]);
+                    add_runs(from, weights->lane, tile_lanes(t, r), lanes->keys,
+                             to + lanes->bias[0]);
                 else
-                    for (int l = 0; l < t->lanes[r]; l++)
+                    for (int l = 0, end = tile_lanes(t, r); l < end; l++)
                         add_runs(from + l * weights->lane, 0, 1, lanes->limit[l],
                                  to + lanes->bias[l]);
             }
@@ -341,7 +340,7 @@ static void run_share(scatter_worker *w, int64_t unit)
             for (int k = 0; k < t.count; k++)
                 t.spans[k].token = t.spans[k].y;
             load_queries(w, &t);
-            scatter_tile(w, &t, &weights);
+            add_tile(w, &t, &weights);
         }
         for (int64_t j = 0; j < s->more_sums; j++)
             sums[j] += w->sum[j];

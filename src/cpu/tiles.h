@@ -181,18 +181,26 @@ static inline const na_lanes *na_work_lanes(const na_geometry *geometry, const n
     return na_tile_lanes(geometry, na_work_tile(geometry, work, tile, row));
 }
 
-/* The lanes of tile row r that are queries. The last row of a map (times heads) may have fewer than
- * the others, which are as many as row 0's. */
-static inline int na_row_lanes(const na_geometry *geometry, const na_work *work, int tile, int row)
+/* Lanes that are queries: of the rows of a tile, but for the last so many, which have fewer. (The
+ * last lane tile of a map is the last one of its block.) */
+typedef struct na_row_lanes {
+    int32_t most, shorter, least;
+} na_row_lanes;
+
+static inline na_row_lanes na_lanes_of_rows(const na_geometry *geometry, const na_work *work,
+                                            int tile)
 {
-    return na_work_lanes(geometry, work, tile, row)->count;
+    na_row_lanes lanes = {.most = na_work_lanes(geometry, work, tile, 0)->count};
+    lanes.least =
+        geometry->across ? na_work_lanes(geometry, work, tile, work->rows - 1)->count : lanes.most;
+    lanes.shorter = lanes.least < lanes.most ? work->heads : 0;
+    return lanes;
 }
 
-/* How many of a tile's rows, its last ones, have fewer lanes. */
-static inline int na_short_rows(const na_geometry *geometry, const na_work *work, int tile)
+/* Those of tile row r of so many. */
+static inline int na_lanes_of_row(na_row_lanes lanes, int rows, int row)
 {
-    const int last = na_row_lanes(geometry, work, tile, work->rows - 1);
-    return last < na_row_lanes(geometry, work, tile, 0) ? work->heads : 0;
+    return row < rows - lanes.shorter ? lanes.most : lanes.least;
 }
 
 /* A row of keys that rows [lo, hi) of the tiles see. */

@@ -175,8 +175,8 @@ static void score_tile(worker *w, tile *t)
     const int rows = t->work->rows;
     const int64_t row_step = padded(u->slots) * VL, query_step = (int64_t)u->terms * VL;
     for (int r = 0; r < rows; r++) {
-        pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2], t->lanes[r],
-                        u->depth, u->factor, w->query + r * query_step, VL);
+        pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2],
+                        tile_lanes(t, r), u->depth, u->factor, w->query + r * query_step, VL);
         if (u->key_bias.data)
             vec_store(w->query + r * query_step + u->depth * VL, vec_set1(1));
     }
@@ -215,7 +215,7 @@ static void score_tile(worker *w, tile *t)
             }
     }
     for (int r = 0; r < rows; r++)
-        store_scores(u->attn.dtype, w->score + r * row_step, t->width, u->slots, t->lanes[r],
+        store_scores(u->attn.dtype, w->score + r * row_step, t->width, u->slots, tile_lanes(t, r),
                      query_at(&u->attn, t, r), u->attn.axis[2]);
 }
 
@@ -238,9 +238,7 @@ static void gather_tile(worker *w, tile *t)
         end = next_block(t, &weights, u->depth, begin, at);
         const aggregation a = {.spans = t->spans + begin,
                                .count = end - begin,
-                               .lanes = t->lanes[0],
-                               .shorter = t->shorter,
-                               .short_lanes = t->lanes[rows - 1],
+                               .lanes = t->lanes.most,
                                .begin = begin == 0,
                                .end = end == t->count,
                                .stream = direct && u->stream,
@@ -255,10 +253,10 @@ static void gather_tile(worker *w, tile *t)
                                .factor = factor,
                                .out = direct ? out : NULL,
                                .out_lane = u->query.axis[2] / (int64_t)sizeof(real)};
-        aggregate_spans(&a, rows, u->depth);
+        aggregate_tile(&a, rows, t->lanes, u->depth);
     }
     for (int r = 0; r < rows && !direct; r++)
-        unpack_natural(u->query.dtype, w->query + r * VL * step, step, t->lanes[r], u->depth,
+        unpack_natural(u->query.dtype, w->query + r * VL * step, step, tile_lanes(t, r), u->depth,
                        query_at(&u->query, t, r), u->query.axis[2]);
 }
 

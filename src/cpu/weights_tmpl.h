@@ -8,8 +8,7 @@ typedef struct tile {
     const na_geometry *geometry;
     const na_work *work;
     int number;                  /* of the lane tile; across: not looked at */
-    int lanes[NA_ROWS];          /* of each row, that are queries */
-    int shorter;                 /* how many rows, the last ones, have fewer than row 0 */
+    na_row_lanes lanes;          /* of its rows */
     int width;                   /* between scores of a lane */
     int cut;                     /* 1: causal axes 0 or 1 forbid some row's slots */
     int masked;                  /* 1: causal axis 2 forbids some lane's slots */
@@ -20,6 +19,11 @@ typedef struct tile {
     na_span *spans;
     int32_t limits[NA_ROWS][NA_LANES];
 } tile;
+
+static int tile_lanes(const tile *t, int row)
+{
+    return na_lanes_of_row(t->lanes, t->work->rows, row);
+}
 
 /* What all tiles of a task share. */
 static tile tile_of_task(const na_geometry *g, const na_work *work)
@@ -58,11 +62,10 @@ static void tile_at(tile *t, int number, const na_key_row *rows, int row_count)
     t->masked = 0;
     for (int r = 0; r < t->work->rows; r++) {
         const na_lanes *lanes = na_work_lanes(g, t->work, number, r);
-        t->lanes[r] = lanes->count;
         t->width = lanes->half ? g->half : g->lanes;
         t->masked |= lanes->masked || lanes->keys != g->axis[2].window;
     }
-    t->shorter = na_short_rows(g, t->work, number);
+    t->lanes = na_lanes_of_rows(g, t->work, number);
     t->count = na_spans(g, t->work, number, 0, rows, row_count, t->spans, t->limits);
 }
 
@@ -105,11 +108,11 @@ enum { LOOK_BYTES = 128 << 10 };
 static void look_at_tile(ahead *a, const tensor *x, const na_geometry *g, const na_work *work,
                          int number, int64_t elements)
 {
-    const int lanes = na_row_lanes(g, work, number, 0);
+    const int lanes = na_work_lanes(g, work, number, 0)->count;
     const int64_t bytes = elements * stored_size(x->dtype);
     for (int r = 0; r < work->rows && work->rows * lanes * bytes <= LOOK_BYTES; r++)
         ahead_add(a, query_row(g, work, number, r, x), x->axis[2], bytes,
-                  na_row_lanes(g, work, number, r));
+                  na_work_lanes(g, work, number, r)->count);
 }
 
 /* Scores [slot][width lanes] of VL slots to memory, at most `slots` of them. */
@@ -179,7 +182,7 @@ static void clear_forbidden(const tile *t, int row, real *to, int64_t lane)
 {
     const na_geometry *g = t->geometry;
     const na_lanes *lanes = na_work_lanes(g, t->work, t->number, row);
-    for (int l = 0; l < t->lanes[row]; l++)
+    for (int l = 0, end = tile_lanes(t, row); l < end; l++)
         for (int z = 0; z < t->z.count; z++)
             for (int y = 0; y < t->y[row].count; y++)
                 for (int64_t x = lanes->limit[l]; x < g->axis[2].window; x++)
@@ -211,7 +214,7 @@ static weights load_weights(const tile *t, const tensor *attn, int64_t slots, re
     }
     for (int r = 0; r < t->work->rows; r++, room += lanes * w.lane) {
         const char *from = query_at(attn, t, r);
-        for (int l = 0; l < t->lanes[r]; l++) {
+        for (int l = 0, end = tile_lanes(t, r); l < end; l++) {
 #define ONE(type)                                                                                  \
     if (attn->dtype == type)                                                                       \
         copy_slots(type, from + l * lane, slots, room + l * w.lane);
