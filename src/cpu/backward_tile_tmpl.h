@@ -245,22 +245,6 @@ static void backward_advance(const na_span *span, int width, real **at)
         at[r] += span->len * width;
 }
 
-/* Sets the scores of a group of spans to the bias. */
-static void backward_set_bias(const backward_tile *t, const na_span *spans, int count, real **at)
-{
-    const backward_worker *w = t->w;
-    const backward_state *s = w->run->state;
-    for (int r = spans->lo; r < spans->hi; r++) {
-        const real *bias = w->run->bias + na_work_head(&w->work, r) * s->entries;
-        real *to = at[r];
-        for (const na_span *span = spans; span < spans + count; span++) {
-            bias_set(na_work_lanes(s->g, &w->work, t->tile, r),
-                     bias + bias_entry(s->g, &w->work, span, r), span->len, t->width, to);
-            to += span->len * t->width;
-        }
-    }
-}
-
 /* Scores into weight, products of d_out and values into slope. */
 static void backward_score(backward_tile *t, const na_span *spans, int count)
 {
@@ -291,7 +275,8 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
         const int biased = w->run->bias && group->z >= 0;
         some = group_spans(group, count - from);
         if (biased)
-            backward_set_bias(t, group, some, weight);
+            bias_set(s->g, &w->work, t->tile, w->run->bias, s->entries, group, some, t->width,
+                     weight);
         correlate_group(&keys, group, some, weight, biased);
         if (s->d_slope)
             correlate_group(&values, group, some, slope, 0);
@@ -347,15 +332,16 @@ static void backward_bias(const backward_tile *t, const na_span *spans, int coun
     const backward_worker *w = t->w;
     const backward_state *s = w->run->state;
     const na_geometry *g = s->g;
-    const int first = (int)w->work.kv_head * g->group;
+    const int head = (int)w->work.kv_head * g->group;
     real *slope[ROWS_MAX];
     memcpy(slope, t->slope, sizeof slope);
     for (const na_span *span = spans; span < spans + count; span++) {
+        const int64_t first = bias_first(g, &w->work, span);
         for (int r = span->lo; r < span->hi && span->z >= 0; r++) {
             const na_lanes *lanes = na_work_lanes(g, &w->work, t->tile, r);
-            const int64_t kind = (na_work_head(&w->work, r) - first) * (int64_t)s->kinds.count +
+            const int64_t kind = (na_work_head(&w->work, r) - head) * (int64_t)s->kinds.count +
                                  s->kinds.of[lanes - g->lane];
-            const int64_t entry = bias_entry(g, &w->work, span, r) + lanes->bias[0];
+            const int64_t entry = first - bias_before(g, &w->work, r) + lanes->bias[0];
             bias_add(slope[r], span->len * t->width,
                      w->bias_sum + kind * s->kind_reals + entry * t->width);
         }

@@ -36,19 +36,25 @@ static void bias_pack(const natten_problem *p, const tensor *rpb, real factor, r
             *to++ = factor * load_scalar(rpb->dtype, bias_at(p, rpb, h, i));
 }
 
-/* The entry, in a head's bias, of a span's first key and a tile's row, in a lane whose own bias is
- * 0. */
-static int64_t bias_entry(const na_geometry *g, const na_work *work, const na_span *span, int row)
+/* The entry, in a head's bias, of a span's first key and a tile's first row, in a lane whose own
+ * bias is 0. */
+static int64_t bias_first(const na_geometry *g, const na_work *work, const na_span *span)
 {
-    const int32_t key[] = {span->z, span->y}, query[] = {work->z, na_work_query(g, work, row)};
+    const int32_t key[] = {span->z, span->y}, query[] = {work->z, na_work_query(g, work, 0)};
     int64_t entry = 0;
     for (int a = 0; a < 2; a++) {
         const natten_axis *axis = &g->axis[a];
         const int64_t apart = key[a] + axis->key_origin - query[a] - axis->query_origin;
         entry = entry * (2 * axis->window - 1) + apart / axis->dilation + axis->window - 1;
     }
-    entry = entry * (2 * g->axis[2].window - 1) + span->first;
-    return entry - (g->across ? na_work_offset(work, row) : 0);
+    return entry * (2 * g->axis[2].window - 1) + span->first;
+}
+
+/* How far before it that of another row is. */
+static inline int64_t bias_before(const na_geometry *g, const na_work *work, int row)
+{
+    return g->across ? na_work_offset(work, row)
+                     : work->row_block[row] * (2 * g->axis[2].window - 1);
 }
 
 /* The entries of all lanes, of which `bias` is a lane's whose own bias is 0; `step` holds the
@@ -61,13 +67,37 @@ static ALWAYS_INLINE vec bias_of_lanes(const na_lanes *lanes, const real *bias, 
                                     : vec_gather(bias, step);
 }
 
-/* Sets the scores of a span, [key][width lanes], to the bias from its first key's entry on. In half
- * tiles each store runs into the next key's place, which is written after it. */
-static void bias_set(const na_lanes *lanes, const real *bias, int keys, int width, real *score)
+/* Sets scores [key][width lanes] to the bias from the first key's entry on; returns their end. */
+static real *bias_set_keys(const na_lanes *lanes, const real *bias, int keys, int width,
+                           real *score)
 {
     const vec_index step = vec_index_load(lanes->bias_step);
-    for (int k = 0; k < keys; k++, score += width)
-        vec_storeu(score, bias_of_lanes(lanes, bias + k, step));
+    if (lanes->uniform) /* usual far from borders, and then nothing is asked for each key */
+        for (int k = 0; k < keys; k++)
+            vec_storeu(score + k * width, vec_set1(bias[lanes->bias_low + k]));
+    else
+        for (int k = 0; k < keys; k++)
+            vec_storeu(score + k * width, bias_of_lanes(lanes, bias + k, step));
+    return score + keys * width;
+}
+
+/* Sets the scores of a group of spans, of each row that sees it [key][width lanes] at score[row],
+ * to the bias, of which a head has so many entries. In half tiles each store runs into the next
+ * key's place, which is written after it. */
+static void bias_set(const na_geometry *g, const na_work *work, int tile, const real *bias,
+                     int64_t entries, const na_span *spans, int count, int width,
+                     real *const *score)
+{
+    int64_t first[GROUP_KEYS];
+    for (int i = 0; i < count; i++)
+        first[i] = bias_first(g, work, &spans[i]);
+    for (int r = spans->lo; r < spans->hi; r++) {
+        const na_lanes *lanes = na_work_lanes(g, work, tile, r);
+        const real *row = bias + na_work_head(work, r) * entries - bias_before(g, work, r);
+        real *at = score[r];
+        for (int i = 0; i < count; i++)
+            at = bias_set_keys(lanes, row + first[i], spans[i].len, width, at);
+    }
 }
 
 /* The gradient is summed lane by lane, [entry of lane 0][lane], for all lane tiles together whose

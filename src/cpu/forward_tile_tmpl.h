@@ -123,23 +123,6 @@ static void forward_begin(forward_tile *t)
     }
 }
 
-/* Sets the scores of a group of spans to the bias. */
-static void forward_bias(const forward_tile *t, const na_span *spans, int count)
-{
-    const forward_run *run = t->w->run;
-    const na_geometry *g = run->state->g;
-    const na_work *work = &t->w->work;
-    for (int r = spans->lo; r < spans->hi; r++) {
-        const real *bias = run->bias + na_work_head(work, r) * run->state->bias_head;
-        real *at = t->at[r];
-        for (const na_span *span = spans; span < spans + count; span++) {
-            bias_set(na_work_lanes(g, work, t->tile, r), bias + bias_entry(g, work, span, r),
-                     span->len, t->width, at);
-            at += span->len * t->width;
-        }
-    }
-}
-
 /* Scores of a chapter's spans. */
 static void forward_score(forward_tile *t, const na_span *spans, int count)
 {
@@ -163,7 +146,8 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
         const int biased = w->run->bias && group->z >= 0;
         some = group_spans(group, count - from);
         if (biased)
-            forward_bias(t, group, some);
+            bias_set(s->g, &w->work, t->tile, w->run->bias, s->bias_head, group, some, t->width,
+                     t->at);
         correlate_group(&scoring, group, some, t->at, biased);
         for (int r = group->lo; r < group->hi; r++)
             t->at[r] += some * group->len * t->width;

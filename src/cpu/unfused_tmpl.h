@@ -145,7 +145,7 @@ static void add_bias(const unfused *u, const tile *t, const na_span *span, int r
 {
     const na_lanes *lanes = na_work_lanes(u->geometry, t->work, t->number, row);
     const real *bias = u->bias + na_work_head(t->work, row) * u->bias_head;
-    bias += bias_entry(u->geometry, t->work, span, row);
+    bias += bias_first(u->geometry, t->work, span) - bias_before(u->geometry, t->work, row);
     const vec_index step = vec_index_load(lanes->bias_step);
     for (int k = 0; k < span->len; k++, bias++, score += t->width) {
         vec b = bias_of_lanes(lanes, bias, step);
