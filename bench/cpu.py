@@ -35,7 +35,7 @@ PROBLEMS = [
     "b1h4d32_8x16x16_w3x5x5_f32",
 ]
 LEAST_SHARE = 0.94
-LEAST_SECONDS = 0.005  # a sample repeats the call until it is this long
+LEAST_SECONDS = 0.02  # a sample repeats the call until it is this long
 
 
 @dataclass
@@ -45,8 +45,9 @@ class Samples:
     rejected: int = 0
 
     def kept(self) -> list[float]:
-        """Samples that had as much of the processors as the best of their kind."""
-        least = LEAST_SHARE * max(self.shares)
+        """Samples that had as much of the processors as the best of their kind. (Processor time is
+        counted in ticks: a share may come out above 1.)"""
+        least = LEAST_SHARE * min(1.0, max(self.shares))
         return [s for s, share in zip(self.seconds, self.shares, strict=True) if share >= least]
 
 
@@ -56,22 +57,19 @@ def undisturbed(library: ctypes.CDLL, threads: int) -> bool:
     return min(on_threads(threads, lambda _: library.plain_share(0.002))) >= LEAST_SHARE
 
 
-def processor_seconds(call) -> float:
-    """Processor time per call: what is left to measure, on one thread, beside other programs."""
-    calls, start = 0, time.process_time()
-    while calls == 0 or time.process_time() - start < LEAST_SECONDS:
+def repeat(call) -> int:
+    """Calls again and again until that has taken long enough; returns how often."""
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < LEAST_SECONDS:
         call()
         calls += 1
-    return (time.process_time() - start) / calls
+    return calls
 
 
 def sample(call, threads: int) -> tuple[float, float]:
     """Seconds per call, and the share of the processors that it used."""
-    calls = 0
     wall, cpu = time.perf_counter(), time.process_time()
-    while calls == 0 or time.perf_counter() - wall < LEAST_SECONDS:
-        call()
-        calls += 1
+    calls = repeat(call)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return wall / calls, cpu / (wall * threads)
 
@@ -86,12 +84,14 @@ def measure(
     rounds = 0
     while rounds < 5 or (time.perf_counter() - start < seconds and rounds < 200):
         for name, call in calls.items():
-            if busy:
-                results[name].seconds.append(processor_seconds(call))
+            if busy:  # processor time is what is left to measure
+                taken, share = sample(call, 1)
+                results[name].seconds.append(taken * share)
                 results[name].shares.append(1)
                 continue
             for _ in range(4):
                 before = undisturbed(library, threads)
+                repeat(call)  # what the contender before left in the caches is not this one's
                 taken, share = sample(call, threads)
                 if before and undisturbed(library, threads):
                     results[name].seconds.append(taken)
