@@ -358,7 +358,8 @@ enum { BLOCK_BYTES = 32 << 10 };
 /* Reals of the weights of such a block. */
 static int64_t block_reals(int rows, int channels)
 {
-    const int64_t weights = (int64_t)rows * VL, key = weights + padded(channels);
+    const int64_t weights = (int64_t)rows * VL;
+    const int64_t key = weights / PER_REAL + padded(channels);
     const int64_t keys = BLOCK_BYTES / (int64_t)sizeof(real) / key;
     return (keys > 1 ? keys : 1) * weights;
 }
