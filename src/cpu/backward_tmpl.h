@@ -32,7 +32,7 @@ static size_t backward_layout(const backward_state *s, backward_worker *w, char 
         {&w->weight, s->block_room, sizeof(real)},
         {&w->slope, s->d_slope * s->block_room, sizeof(real)},
         {&w->partial, s->d_query * lanes * s->key_step, sizeof(real)},
-        {&w->room, (int64_t)deeper * KEYS_MAX * VL, sizeof(real)},
+        {&w->room, ((int64_t)deeper * KEYS_MAX + 1) * VL, sizeof(real)},
         {&w->bias_sum, s->d_bias * g->group * s->kinds.count * s->kind_reals, sizeof(real)},
         {&w->tags, g->additional_slot + 1, sizeof *w->tags},
         {&w->held, g->additional_slot, sizeof *w->held},

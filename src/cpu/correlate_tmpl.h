@@ -2,7 +2,8 @@
  * Scores of one run of keys: score[r][key][lane] = sum over channels of query[r][lane] * key.
  * Lanes are consecutive queries; the keys they see at one place of their windows are neighbours
  * too, so one load of transposed keys serves all lanes, and all rows.
- * Parameters: V the vector type, W(word) its words, WIDTH its lanes, T(name) names the results. */
+ * Parameters: V the vector type, W(word) its words, WIDTH its lanes, T(name) names the results;
+ * MORE_MODES(rows, keys), if any, as the other modes below, and PERMUTE2(i, a, b) for them. */
 
 static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int mode,
                                        const correlation *a, int from)
@@ -44,6 +45,8 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
                 k = W(loadu)(key[c] + at);
             if (mode == NA_PERMUTE)
                 k = W(permute)(start, k);
+            if (mode == NA_PERMUTE2)
+                k = PERMUTE2(start, k, W(loadu)(key[c] + at + VL));
             k = W(pin)(k);
             UNROLL
             for (int r = 0; r < rows; r++)
@@ -94,15 +97,17 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
         T(correlate)(rows, keys, mode, a, from);                                                   \
     }
 #define MODES(rows, keys)                                                                          \
-    ONE(rows, keys, NA_SHIFT) ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST)
+    ONE(rows, keys, NA_SHIFT)                                                                      \
+    ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST) MORE_MODES(rows, keys)
 CORRELATE_SHAPES(MODES)
 #undef MODES
 #undef ONE
 
 #define ONE(rows, keys, mode) [mode][rows][keys] = T(correlate_##rows##_##keys##_##mode),
 #define MODES(rows, keys)                                                                          \
-    ONE(rows, keys, NA_SHIFT) ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST)
-static const correlate_function T(correlate_table)[3][ROWS_MAX + 1][KEYS_MAX + 1] = {
+    ONE(rows, keys, NA_SHIFT)                                                                      \
+    ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST) MORE_MODES(rows, keys)
+static const correlate_function T(correlate_table)[NA_GATHER + 1][ROWS_MAX + 1][KEYS_MAX + 1] = {
     CORRELATE_SHAPES(MODES)};
 #undef MODES
 #undef ONE

@@ -13,7 +13,7 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
                             (size_t)s->rows * s->terms * VL,
                             (size_t)s->rows * s->score_row,
                             (size_t)s->rows * VL * s->value_step,
-                            (size_t)s->terms * KEYS_MAX * VL};
+                            ((size_t)s->terms * KEYS_MAX + 1) * VL};
     real **const part[] = {&w->key, &w->value, &w->query, &w->score, &w->sum, &w->room};
     size_t at = 0;
     for (int i = 0; i < 6; i++) {

@@ -46,7 +46,10 @@ static int make_lanes(na_geometry *g, na_lanes *tile, int query)
     }
     tile->mode = mode_of(tile, tile->half ? g->half : g->lanes, g->lanes);
     for (int l = tile->count; l < NA_LANES; l++) {
-        tile->start[l] = tile->mode == NA_SHIFT ? l : 0;
+        /* Where keys lie far apart they are copied in pieces that follow one another. */
+        tile->start[l] = tile->mode == NA_SHIFT      ? l
+                         : tile->mode > NA_BROADCAST ? tile->start[l - 1] + 1
+                                                     : 0;
         tile->limit[l] = tile->keys;
         tile->bias[l] = tile->bias[0];
     }

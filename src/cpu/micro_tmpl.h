@@ -66,22 +66,34 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #define W(word) vec_##word
 #define T(name) name
 #define WIDTH VL
+#define PERMUTE2(i, a, b) vec_permute2(i, a, b)
+#if REGISTERS >= 32
+#define MORE_MODES(rows, keys) ONE(rows, keys, NA_PERMUTE2)
+#else
+#define MORE_MODES(rows, keys)
+#endif
 #include "cpu/correlate_tmpl.h"
 #undef V
 #undef W
 #undef T
 #undef WIDTH
+#undef PERMUTE2
+#undef MORE_MODES
 
 #ifdef HALF_WORDS
 #define V half
 #define W(word) half_##word
 #define T(name) half_##name
 #define WIDTH HALF
+#define PERMUTE2(i, a, b) (a)
+#define MORE_MODES(rows, keys)
 #include "cpu/correlate_tmpl.h"
 #undef V
 #undef W
 #undef T
 #undef WIDTH
+#undef PERMUTE2
+#undef MORE_MODES
 #endif
 
 /* Neighbouring spans of equal length that the same rows see in the same way are taken together: a
@@ -100,14 +112,32 @@ static int group_spans(const na_span *spans, int count)
     return some;
 }
 
-/* Where the lanes' keys lie far apart they are brought together first, into room[d][key][lane]. */
+/* Lanes whose keys follow one another: a dilation longer than a vector leaves two or three such
+ * pieces of it. Returns how many there are. */
+static int pieces_of(const int32_t *start, int begin[VL])
+{
+    int pieces = 0;
+    for (int l = 0; l < VL; l++)
+        if (l == 0 || start[l] != start[l - 1] + 1)
+            begin[pieces++] = l;
+    return pieces;
+}
+
+/* Where the lanes' keys lie far apart they are brought together first, into room[d][key][lane]. A
+ * piece is stored with what lies behind it, which the next one or the next key then replaces. */
 static void bring_together(const correlation *a, int from, int keys, int mode, real *room)
 {
-    vec_index start = vec_index_load(a->start);
+    enum { FEW_PIECES = 4 };
+    const vec_index start = vec_index_load(a->start);
+    int begin[VL];
+    const int pieces = pieces_of(a->start, begin);
     for (int d = 0; d < a->depth; d++)
         for (int c = 0; c < keys; c++, room += VL) {
             const real *key = key_at(a, from + c) + d * a->key_depth;
-            if (mode == NA_PERMUTE2)
+            if (pieces <= FEW_PIECES)
+                for (int i = 0; i < pieces; i++)
+                    vec_storeu(room + begin[i], vec_loadu(key + a->start[begin[i]]));
+            else if (mode == NA_PERMUTE2)
                 vec_store(room, vec_permute2(start, vec_loadu(key), vec_loadu(key + VL)));
             else
                 vec_store(room, vec_gather(key, start));
@@ -125,7 +155,7 @@ typedef struct scoring {
     int half;        /* 1: HALF lanes, scores HALF apart */
     real forbidden;  /* score of keys that a lane does not see */
     real *top;       /* [row][VL] or NULL */
-    real *room;      /* depth * KEYS_MAX * VL reals */
+    real *room;      /* depth * KEYS_MAX * VL reals, and a vector */
     ahead *ahead[2]; /* what is fetched on the way, for each span; NULL: nothing */
 } scoring;
 
@@ -178,7 +208,7 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
                            .forbidden = t->forbidden,
                            .score = score + span->lo,
                            .top = t->top ? t->top + span->lo * VL : NULL};
-    const int far = span->mode > NA_BROADCAST;
+    const int far = t->half ? span->mode > NA_BROADCAST : !correlate_table[span->mode][1][1];
     const correlate_function *table = correlate_table[far ? NA_SHIFT : span->mode][rows];
 #ifdef HALF_WORDS
     if (t->half)

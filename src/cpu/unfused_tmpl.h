@@ -52,7 +52,7 @@ static worker score_worker(const unfused *u, pieces *p)
     w.key = piece(p, g->slots * u->slot_step + 4 * VL, sizeof(real));
     w.query = piece(p, (int64_t)NA_ROWS * u->terms * VL, sizeof(real));
     w.score = piece(p, NA_ROWS * padded(u->slots) * VL, sizeof(real));
-    w.room = piece(p, (int64_t)u->terms * KEYS_MAX * VL, sizeof(real));
+    w.room = piece(p, ((int64_t)u->terms * KEYS_MAX + 1) * VL, sizeof(real));
     return w;
 }
 
