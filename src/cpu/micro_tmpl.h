@@ -123,25 +123,40 @@ static int pieces_of(const int32_t *start, int begin[VL])
     return pieces;
 }
 
-/* Where the lanes' keys lie far apart they are brought together first, into room[d][key][lane]. A
- * piece is stored with what lies behind it, which the next one or the next key then replaces. */
-static void bring_together(const correlation *a, int from, int keys, int mode, real *room)
+/* Copies keys to room[d][key][lane], so many pieces of each: every one is stored with what lies
+ * behind it, which the next one or the next key then replaces. */
+static ALWAYS_INLINE void copy_pieces(const int pieces, const int begin[VL], const correlation *a,
+                                      int from, int keys, real *room)
 {
-    enum { FEW_PIECES = 4 };
-    const vec_index start = vec_index_load(a->start);
-    int begin[VL];
-    const int pieces = pieces_of(a->start, begin);
     for (int d = 0; d < a->depth; d++)
         for (int c = 0; c < keys; c++, room += VL) {
             const real *key = key_at(a, from + c) + d * a->key_depth;
-            if (pieces <= FEW_PIECES)
-                for (int i = 0; i < pieces; i++)
-                    vec_storeu(room + begin[i], vec_loadu(key + a->start[begin[i]]));
-            else if (mode == NA_PERMUTE2)
-                vec_store(room, vec_permute2(start, vec_loadu(key), vec_loadu(key + VL)));
-            else
-                vec_store(room, vec_gather(key, start));
+            UNROLL
+            for (int i = 0; i < pieces; i++)
+                vec_storeu(room + begin[i], vec_loadu(key + a->start[begin[i]]));
         }
+}
+
+/* Where the lanes' keys lie far apart they are brought together first, into room[d][key][lane]. */
+static void bring_together(const correlation *a, int from, int keys, int mode, real *room)
+{
+    int begin[VL];
+    const int pieces = pieces_of(a->start, begin);
+    if (pieces == 2)
+        copy_pieces(2, begin, a, from, keys, room);
+    else if (pieces == 3)
+        copy_pieces(3, begin, a, from, keys, room);
+    else {
+        const vec_index start = vec_index_load(a->start);
+        for (int d = 0; d < a->depth; d++)
+            for (int c = 0; c < keys; c++, room += VL) {
+                const real *key = key_at(a, from + c) + d * a->key_depth;
+                if (mode == NA_PERMUTE2)
+                    vec_store(room, vec_permute2(start, vec_loadu(key), vec_loadu(key + VL)));
+                else
+                    vec_store(room, vec_gather(key, start));
+            }
+    }
 }
 
 /* Packed operands of a tile, for correlate_group. */
