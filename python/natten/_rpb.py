@@ -15,6 +15,8 @@ from ._errors import NattenError, NattenTypeError
 from ._front import autocast, bias_in, public
 from ._window import Bools, Ints, ints, window
 
+MOST_TOKENS = 2**29  # of an axis: natten.h's limit, here before tensors of that size are made
+
 
 @functools.partial(public, rank=0)
 def add_rpb(
@@ -56,11 +58,13 @@ def add_rpb(
     sizes = (ints("kernel_size", kernel_size, rank), ints("stride", stride, rank))
     steps = ints("dilation", 1 if dilation is None else dilation, rank)
     shape = window(rank, *sizes, steps, is_causal, origins, attn, 2)
-    for end, begin in (
-        zip(parts(shape)[-1], parts(shape)[-2], strict=True) if is_block(shape) else ()
-    ):
-        if begin >= end:
-            raise NattenError(f"key_origin must be before global_extent, got {begin} and {end}.")
+    ends = zip(parts(shape)[-1], parts(shape)[-2], strict=True) if is_block(shape) else ()
+    for axis, (end, begin) in enumerate(ends):
+        if not begin < end <= MOST_TOKENS:
+            raise NattenError(
+                f"key_origin < global_extent <= {MOST_TOKENS} must hold, got {begin} and {end}"
+                f" for axis {axis}."
+            )
     bias = qk(*_zeros(attn, shape), bias_in(attn.dtype, rpb), None, shape)
     extra = attn.shape[-1] - bias.shape[-1]
     if extra < 0:

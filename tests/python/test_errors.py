@@ -242,7 +242,13 @@ TABLE: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "keys to add a bias for begin past the end",
         lambda: F.add_rpb(ATTN, torch.zeros(4, 5, 5), 3, key_origin=(0, 8)),
         NattenError,
-        "key_origin must be before global_extent, got 8 and 8.",
+        "key_origin < global_extent <= 536870912 must hold, got 8 and 8 for axis 1.",
+    ),
+    (
+        "more keys to add a bias for than an axis may have",
+        lambda: F.add_rpb(ATTN, torch.zeros(4, 5, 5), 3, global_extent=(2**31, 8)),
+        NattenError,
+        "key_origin < global_extent <= 536870912 must hold, got 0 and 2147483648 for axis 0.",
     ),
     (
         "dilation of a wrong type",
@@ -480,7 +486,6 @@ def test_error_under_a_transform(
     """One exception, with the words and the numbers of a call without one."""
     if "sparse" in text and torch.__version__.startswith("2.5") and "vmap of vmap" not in transform:
         pytest.skip("torch 2.5 takes sparse tensors for strided ones here")
-
     with pytest.raises(kind) as caught:
         TRANSFORMS[transform](lambda x: monkeypatch.setitem(globals(), "zero", x) or call())
     error = caught.value
