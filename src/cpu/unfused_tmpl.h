@@ -226,7 +226,7 @@ static void gather_tile(worker *w, tile *t)
     const int64_t step = padded(u->depth);
     const weights weights = load_weights(t, &u->attn, u->slots, w->score);
     const int direct = stored_size(u->query.dtype) == sizeof(real);
-    ahead_fetch(&w->keys, (&w->keys)->quota);
+    ahead_fetch(&w->keys, w->keys.quota);
     real factor[NA_ROWS * VL] __attribute__((aligned(64))), *out[NA_ROWS];
     real *at[NA_ROWS];
     for (int r = 0; r < rows; r++) {
