@@ -23,14 +23,6 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
         for (int c = 0; c < keys; c++)
             sum[r][c] = W(zero)();
     }
-    if (__builtin_expect(a->add, 0) && PER_REAL == 1) {
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            UNROLL
-            for (int c = 0; c < keys; c++)
-                sum[r][c] = W(load)(score[r] + c * WIDTH);
-        }
-    }
     for (int64_t d = a->depth, at = 0; d > 0; d--, query += VL, at += key_depth) {
         V q[ROWS_MAX];
         UNROLL
@@ -53,13 +45,15 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
                 sum[r][c] = W(dot)(q[r], k, sum[r][c]);
         }
     }
-    if (PER_REAL > 1) {
+    /* What is there comes last: after a large bias, each product would be rounded as coarsely. */
+    if (PER_REAL > 1 || __builtin_expect(a->add, 0)) {
         UNROLL
         for (int r = 0; r < rows; r++) {
             UNROLL
             for (int c = 0; c < keys; c++) {
                 V before = a->add ? W(load)(score[r] + c * WIDTH) : W(zero)();
-                sum[r][c] = W(fma)(W(set1)(a->scale), sum[r][c], before);
+                sum[r][c] = PER_REAL > 1 ? W(fma)(W(set1)(a->scale), sum[r][c], before)
+                                         : W(add)(sum[r][c], before);
             }
         }
     }

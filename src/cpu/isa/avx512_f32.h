@@ -145,6 +145,7 @@ WORD half half_set1(real a) { return _mm256_set1_ps(a); }
 WORD half half_load(const real *p) { return _mm256_load_ps(p); }
 WORD half half_loadu(const real *p) { return _mm256_loadu_ps(p); }
 WORD void half_store(real *p, half a) { _mm256_store_ps(p, a); }
+WORD half half_add(half a, half b) { return _mm256_add_ps(a, b); }
 WORD half half_fma(half a, half b, half c) { return _mm256_fmadd_ps(a, b, c); }
 WORD half half_max(half a, half b) { return _mm256_max_ps(a, b); }
 WORD half half_pin(half a)
