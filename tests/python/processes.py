@@ -5,6 +5,7 @@ RENDEZVOUS"""
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from typing import Any
 
@@ -146,6 +147,9 @@ def main() -> None:
     # Otherwise whoever is first takes the connections away from the others.
     dist.barrier()
     dist.destroy_process_group()
+    # All is checked. torch's threads may outlive it, and then end the process with an abort.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
