@@ -82,9 +82,11 @@ static natten_status explain_rest(natten_plan *plan)
 {
     char sentence[256];
     const char *name;
-    na_merge_describe(&plan->problem, &plan->merged, sentence, sizeof sentence);
-    if (plan->axes_merged && !explain(plan, "axes", sentence))
-        return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    if (plan->axes_merged) {
+        na_merge_describe(&plan->problem, &plan->merged, sentence, sizeof sentence);
+        if (!explain(plan, "axes", sentence))
+            return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
+    }
     for (int i = 0; (name = na_preference_describe(plan, &i, sentence, sizeof sentence));)
         if (!explain(plan, name, sentence))
             return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
