@@ -67,7 +67,9 @@ def repeat(call) -> int:
 
 
 def sample(call, threads: int) -> tuple[float, float]:
-    """Seconds per call, and the share of the processors that it used."""
+    """Seconds per call, and the share of the processors that it used, after calls that are not
+    timed: what the contender before left in the caches is not this one's."""
+    repeat(call)
     wall, cpu = time.perf_counter(), time.process_time()
     calls = repeat(call)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -91,7 +93,6 @@ def measure(
                 continue
             for _ in range(4):
                 before = undisturbed(library, threads)
-                repeat(call)  # what the contender before left in the caches is not this one's
                 taken, share = sample(call, threads)
                 if before and undisturbed(library, threads):
                     results[name].seconds.append(taken)
