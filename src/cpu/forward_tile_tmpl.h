@@ -246,8 +246,9 @@ static void forward_finish(forward_tile *t)
 #endif
         const vec whole = PER_REAL > 1 ? vec_load(t->rounded + r * VL) : total;
         /* Of a query without keys all weights are 0: so is the factor. */
-        vec_store(t->factor + r * VL, vec_scale2(vec_div(vec_set1(run->dropping.factor), whole),
-                                                 vec_zero(), whole, vec_set1((real)FLT_MIN)));
+        vec_store(t->factor + r * VL,
+                  vec_not_below(whole, vec_set1((real)FLT_MIN),
+                                vec_div(vec_set1(run->dropping.factor), whole)));
         if (!run->lse.data)
             continue;
         real lse[VL] __attribute__((aligned(64)));

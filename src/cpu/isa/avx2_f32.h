@@ -73,6 +73,10 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return _mm256_blendv_ps(_mm256_set1_ps(other), a, _mm256_castsi256_ps(keep));
 }
 
+WORD vec vec_not_below(vec a, vec low, vec x)
+{
+    return _mm256_and_ps(_mm256_cmp_ps(a, low, _CMP_NLT_UQ), x);
+}
 WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
 {
     __m256 keep = _mm256_cmp_ps(a, low, _CMP_NLT_UQ);

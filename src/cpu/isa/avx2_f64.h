@@ -81,12 +81,22 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return _mm256_blendv_pd(_mm256_set1_pd(other), a, _mm256_castsi256_pd(keep));
 }
 
-WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
+WORD vec vec_not_below(vec a, vec low, vec x)
 {
-    __m256d keep = _mm256_cmp_pd(a, low, _CMP_NLT_UQ);
-    __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(shifted), 52);
-    __m256i sum = _mm256_add_epi64(_mm256_castpd_si256(p), exponent);
-    return _mm256_and_pd(keep, _mm256_castsi256_pd(sum));
+    return _mm256_and_pd(_mm256_cmp_pd(a, low, _CMP_NLT_UQ), x);
+}
+/* The lower and the upper words of eight numbers fill a vector each. */
+WORD vec vec_eighths(const real *t, vec shifted)
+{
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    __m256i a = _mm256_permutevar8x32_epi32(_mm256_castpd_si256(vec_loadu(t)), order);
+    __m256i b = _mm256_permutevar8x32_epi32(_mm256_castpd_si256(vec_loadu(t + 4)), order);
+    __m256i lower = _mm256_permute2x128_si256(a, b, 0x20);
+    __m256i upper = _mm256_permute2x128_si256(a, b, 0x31);
+    __m256i bits = _mm256_castpd_si256(shifted), high = _mm256_slli_epi64(bits, 32);
+    __m256i near = _mm256_blend_epi32(_mm256_permutevar8x32_epi32(lower, bits),
+                                      _mm256_permutevar8x32_epi32(upper, high), 0xaa);
+    return _mm256_castsi256_pd(_mm256_add_epi64(near, _mm256_slli_epi64(bits, 49)));
 }
 
 WORD void vec_transpose(vec r[VL])

@@ -67,6 +67,10 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return _mm512_mask_blend_ps(keep, _mm512_set1_ps(other), a);
 }
 
+WORD vec vec_not_below(vec a, vec low, vec x)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, low, _CMP_NLT_UQ), x);
+}
 WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
 {
     __mmask16 keep = _mm512_cmp_ps_mask(a, low, _CMP_NLT_UQ);

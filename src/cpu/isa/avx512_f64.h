@@ -66,11 +66,15 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return _mm512_mask_blend_pd(keep, _mm512_set1_pd(other), a);
 }
 
-WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
+WORD vec vec_not_below(vec a, vec low, vec x)
 {
-    __mmask8 keep = _mm512_cmp_pd_mask(a, low, _CMP_NLT_UQ);
-    __m512i exponent = _mm512_slli_epi64(_mm512_castpd_si512(shifted), 52);
-    return _mm512_castsi512_pd(_mm512_maskz_add_epi64(keep, _mm512_castpd_si512(p), exponent));
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(a, low, _CMP_NLT_UQ), x);
+}
+WORD vec vec_eighths(const real *t, vec shifted)
+{
+    __m512i bits = _mm512_castpd_si512(shifted);
+    __m512i near = _mm512_castpd_si512(vec_permute(bits, vec_loadu(t)));
+    return _mm512_castsi512_pd(_mm512_add_epi64(near, _mm512_slli_epi64(bits, 49)));
 }
 
 WORD void vec_transpose(vec r[VL])

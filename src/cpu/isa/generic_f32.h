@@ -5,11 +5,13 @@ typedef int32_t real_bits;
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t vec_index __attribute__((vector_size(16)));
 
-enum { MANTISSA = 23 };
-
 #include "core/half.h"
 #include "cpu/isa/generic_words.h"
 
+WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
+{
+    return vec_not_below(a, low, (vec)((vec_index)p + ((vec_index)shifted << 23)));
+}
 WORD vec vec_split2(vec a, vec *exponent)
 {
     vec_index bits = (vec_index)a, above = bits - 0x3f400000;

@@ -6,6 +6,10 @@ typedef int64_t real_bits;
 typedef double vec __attribute__((vector_size(16)));
 typedef int64_t vec_index __attribute__((vector_size(16)));
 
-enum { MANTISSA = 52 };
-
 #include "cpu/isa/generic_words.h"
+
+WORD vec vec_eighths(const real *t, vec shifted)
+{
+    vec_index bits = (vec_index)shifted;
+    return (vec)((vec_index)vec_gather(t, bits & 7) + (bits << 49));
+}

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Vector words in the vector language gcc and clang share, for any processor.
- * Parameters: real, real_bits (integer of its size), vec and vec_index (16 bytes of them),
- * MANTISSA (bits). */
+ * Parameters: real, real_bits (integer of its size), vec and vec_index (16 bytes of them). */
 #include <string.h>
 
 enum { VL = 16 / sizeof(real), HALF = 0 };
@@ -108,10 +107,9 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return vec_select(limit > (real_bits)key, a, vec_set1(other));
 }
 
-WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
+WORD vec vec_not_below(vec a, vec low, vec x)
 {
-    vec_index scaled = (vec_index)p + ((vec_index)shifted << MANTISSA);
-    return (vec)(~(vec_index)(a < low) & scaled);
+    return (vec)(~(vec_index)(a < low) & (vec_index)x);
 }
 
 WORD void vec_transpose(vec r[VL])

@@ -92,6 +92,10 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return vbslq_f32(vcgtq_s32(limit, vdupq_n_s32(key)), a, vdupq_n_f32(other));
 }
 
+WORD vec vec_not_below(vec a, vec low, vec x)
+{
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), vcltq_f32(a, low)));
+}
 WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
 {
     int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);

@@ -83,11 +83,15 @@ WORD vec vec_keep(vec a, int key, vec_index limit, real other)
     return vbslq_f64(vcgtq_s64(limit, vdupq_n_s64(key)), a, vdupq_n_f64(other));
 }
 
-WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
+WORD vec vec_not_below(vec a, vec low, vec x)
 {
-    int64x2_t exponent = vshlq_n_s64(vreinterpretq_s64_f64(shifted), 52);
-    int64x2_t sum = vaddq_s64(vreinterpretq_s64_f64(p), exponent);
-    return vreinterpretq_f64_s64(vbicq_s64(sum, vreinterpretq_s64_u64(vcltq_f64(a, low))));
+    return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(x), vcltq_f64(a, low)));
+}
+WORD vec vec_eighths(const real *t, vec shifted)
+{
+    int64x2_t bits = vreinterpretq_s64_f64(shifted);
+    vec near = vec_gather(t, vandq_s64(bits, vdupq_n_s64(7)));
+    return vreinterpretq_f64_s64(vaddq_s64(vreinterpretq_s64_f64(near), vshlq_n_s64(bits, 49)));
 }
 
 WORD void vec_transpose(vec r[VL])
