@@ -87,21 +87,20 @@ static ALWAYS_INLINE vec power(vec a, reference m)
 /* Natural logarithm of a normal number. */
 static ALWAYS_INLINE vec logarithm(vec a)
 {
+    /* 2 atanh(t) / t by powers of t^2, |t| <= 0.2. */
 #ifdef REAL_F64
-    real x[VL] __attribute__((aligned(64)));
-    vec_store(x, a);
-    for (int l = 0; l < VL; l++)
-        x[l] = log(x[l]);
-    return vec_load(x);
+    /* Least largest relative error of the logarithm, 1.5e-17. */
+    static const real c[] = {
+        0.15367271014099512, 0.15250315769772563, 0.18186349194105414, 0.22222138684372109,
+        0.2857142939283223,  0.3999999999617687,  0.6666666666667268,  2};
 #else
-    vec one = vec_set1(1), e, m = vec_split2(a, &e);
-    /* 2 atanh(t), |t| <= 0.2 */
-    vec t = vec_div(vec_sub(m, one), vec_add(m, one)), u = vec_mul(t, t);
-    vec p = vec_set1(2.0f / 9);
-    p = vec_fma(p, u, vec_set1(2.0f / 7));
-    p = vec_fma(p, u, vec_set1(2.0f / 5));
-    p = vec_fma(p, u, vec_set1(2.0f / 3));
-    p = vec_fma(p, u, vec_set1(2));
-    return vec_fma(e, vec_set1((real)LN_2), vec_mul(p, t));
+    static const real c[] = {2.0f / 9, 2.0f / 7, 2.0f / 5, 2.0f / 3, 2};
 #endif
+    vec one = vec_set1(1), e, m = vec_split2(a, &e);
+    vec t = vec_div(vec_sub(m, one), vec_add(m, one)), u = vec_mul(t, t);
+    vec p = vec_set1(c[0]);
+    UNROLL
+    for (size_t i = 1; i < sizeof c / sizeof *c; i++)
+        p = vec_fma(p, u, vec_set1(c[i]));
+    return vec_fma(e, vec_set1((real)LN_2), vec_mul(p, t));
 }

@@ -21,6 +21,7 @@
  *   keep(a, key, limit, other)          lane l: key < limit[l] ? a[l] : other
  *   not_below(a, low, x)                a < low ? 0 : x
  *   transpose(r)                        of VL vectors, in place
+ *   split2(a, &e)                       m in [0.75, 1.5) with a = m * 2^e, for normal a > 0
  * for double
  *   eighths(t, shifted)                 lane l: t[i] for the last three bits i of shifted, to whose
  *                                       bits shifted's are added 49 bits up
@@ -28,7 +29,6 @@
  *   scale2(p, shifted, a, low)          a < low ? 0 : p times 2 to the integer in the last bits of
  *                                       shifted
  *   load_f16 load_bf16 store_f16 store_bf16    VL halves at any address, rounded to nearest even
- *   split2(a, &e)                       m in [0.75, 1.5) with a = m * 2^e, for normal a > 0
  * HALF_WORDS: there are words for halves, with names that begin with half, and
  *   half_low(a) half_vec(a)             a vector's lower half; a half and anything
  * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.

@@ -98,6 +98,17 @@ WORD vec vec_eighths(const real *t, vec shifted)
                                       _mm256_permutevar8x32_epi32(upper, high), 0xaa);
     return _mm256_castsi256_pd(_mm256_add_epi64(near, _mm256_slli_epi64(bits, 49)));
 }
+/* AVX2 has no conversion of 64-bit integers: they become last bits of 2^52. */
+WORD vec vec_split2(vec a, vec *exponent)
+{
+    __m256i bits = _mm256_castpd_si256(a), one = _mm256_set1_epi64x(0x3ff0000000000000);
+    __m256i biased =
+        _mm256_srli_epi64(_mm256_add_epi64(bits, _mm256_set1_epi64x(0x0008000000000000)), 52);
+    __m256i number = _mm256_or_si256(biased, _mm256_set1_epi64x(0x4330000000000000));
+    *exponent = _mm256_sub_pd(_mm256_castsi256_pd(number), _mm256_set1_pd(0x1p52 + 1023));
+    bits = _mm256_sub_epi64(bits, _mm256_slli_epi64(biased, 52));
+    return _mm256_castsi256_pd(_mm256_add_epi64(bits, one));
+}
 
 WORD void vec_transpose(vec r[VL])
 {

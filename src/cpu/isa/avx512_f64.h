@@ -76,6 +76,14 @@ WORD vec vec_eighths(const real *t, vec shifted)
     __m512i near = _mm512_castpd_si512(vec_permute(bits, vec_loadu(t)));
     return _mm512_castsi512_pd(_mm512_add_epi64(near, _mm512_slli_epi64(bits, 49)));
 }
+WORD vec vec_split2(vec a, vec *exponent)
+{
+    __m512i bits = _mm512_castpd_si512(a);
+    __m512i above = _mm512_sub_epi64(bits, _mm512_set1_epi64(0x3fe8000000000000));
+    *exponent = _mm512_cvtepi64_pd(_mm512_srai_epi64(above, 52));
+    above = _mm512_slli_epi64(_mm512_srli_epi64(above, 52), 52);
+    return _mm512_castsi512_pd(_mm512_sub_epi64(bits, above));
+}
 
 WORD void vec_transpose(vec r[VL])
 {

@@ -13,3 +13,9 @@ WORD vec vec_eighths(const real *t, vec shifted)
     vec_index bits = (vec_index)shifted;
     return (vec)((vec_index)vec_gather(t, bits & 7) + (bits << 49));
 }
+WORD vec vec_split2(vec a, vec *exponent)
+{
+    vec_index bits = (vec_index)a, above = (bits - 0x3fe8000000000000) >> 52;
+    *exponent = __builtin_convertvector(above, vec);
+    return (vec)(bits - (above << 52));
+}

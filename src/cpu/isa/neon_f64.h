@@ -93,6 +93,13 @@ WORD vec vec_eighths(const real *t, vec shifted)
     vec near = vec_gather(t, vandq_s64(bits, vdupq_n_s64(7)));
     return vreinterpretq_f64_s64(vaddq_s64(vreinterpretq_s64_f64(near), vshlq_n_s64(bits, 49)));
 }
+WORD vec vec_split2(vec a, vec *exponent)
+{
+    int64x2_t bits = vreinterpretq_s64_f64(a);
+    int64x2_t above = vshrq_n_s64(vsubq_s64(bits, vdupq_n_s64(0x3fe8000000000000)), 52);
+    *exponent = vcvtq_f64_s64(above);
+    return vreinterpretq_f64_s64(vsubq_s64(bits, vshlq_n_s64(above, 52)));
+}
 
 WORD void vec_transpose(vec r[VL])
 {
