@@ -13,7 +13,7 @@ static size_t backward_bytes(int64_t count, size_t size)
 static size_t backward_layout(const backward_state *s, backward_worker *w, char *base)
 {
     const na_geometry *g = s->g;
-    const int64_t tokens = g->slots * g->width, lanes = (int64_t)s->rows * VL;
+    const int64_t tokens = g->slots * g->apart, lanes = (int64_t)s->rows * VL;
     const int deeper = s->terms > s->channels ? s->terms : s->channels;
     const struct {
         void *part;
@@ -156,7 +156,7 @@ static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int 
             zero_tokens(from - begin, sink->channels, cell, step);
             zero_tokens(end - to, sink->channels, cell + (to - begin) * step, step);
         }
-        real *sum = w->sum[i] + (slot * s->g->width + from - held->part->first) * sink->step;
+        real *sum = w->sum[i] + (slot * s->g->apart + from - held->part->first) * sink->step;
         take_tokens(sum, sink->step, to - from, sink->channels, cell + (from - begin) * step, step,
                     add);
     }
@@ -191,7 +191,7 @@ static void backward_pack_slot(const backward_worker *w, int64_t slot, const ten
                         w->value + slot * s->line * s->channels, s->line);
     if (s->d_query)
         pack_natural(key->dtype, keys, key_token, tokens, s->depth, 1,
-                     w->natural + slot * s->g->width * s->key_step, s->key_step);
+                     w->natural + slot * s->g->apart * s->key_step, s->key_step);
 }
 
 /* Where the biases of a slot's keys are. */
@@ -221,7 +221,7 @@ static void backward_zero_slots(const backward_worker *w, int64_t from, int64_t 
 {
     const backward_state *s = w->run->state;
     for (int i = 0; i < 2; i++) {
-        const int64_t slot = s->g->width * w->run->sink[i].step;
+        const int64_t slot = s->g->apart * w->run->sink[i].step;
         if (i ? s->d_value : s->d_key)
             memset(w->sum[i] + from * slot, 0, (size_t)((to - from) * slot) * sizeof(real));
     }
@@ -264,6 +264,19 @@ static void backward_open_more(backward_worker *w)
     }
 }
 
+/* Takes the sums of additional tokens to where the band's are. */
+static void backward_close_more(const backward_worker *w, int which, int64_t item)
+{
+    const na_geometry *g = w->run->state->g;
+    const backward_sink *sink = &w->run->sink[which];
+    const real *sum = w->sum[which] + g->additional_slot * g->apart * sink->step;
+    real *to = sink->more + item * g->additional * sink->step;
+    for (int64_t n = 0; n < g->additional; n += g->width, sum += g->apart * sink->step) {
+        const int64_t left = g->additional - n, tokens = left < g->width ? left : g->width;
+        add_tokens(sum, sink->step, tokens, sink->channels, to + n * sink->step, sink->step, 0);
+    }
+}
+
 /* The band is done: what stands beside the packed keys is taken away. */
 static void backward_close(backward_worker *w)
 {
@@ -289,9 +302,7 @@ static void backward_close(backward_worker *w)
                 zero_tokens(left, sink->channels, cell, step);
         }
         if (sink->more_out.data)
-            add_tokens(w->sum[i] + g->additional_slot * g->width * sink->step, sink->step,
-                       g->additional, sink->channels,
-                       sink->more + item * g->additional * sink->step, sink->step, 0);
+            backward_close_more(w, i, item);
     }
     for (int64_t i = 0; s->d_bias && i < g->group * s->kinds.count; i++) {
         const int64_t head = i / s->kinds.count, kind = i % s->kinds.count;

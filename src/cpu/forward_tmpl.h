@@ -9,7 +9,7 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
 {
     const na_geometry *g = s->g;
     const size_t reals[] = {(size_t)(g->slots * s->slot_step + 2 * VL),
-                            (size_t)(g->slots * g->width * s->value_step),
+                            (size_t)(g->slots * g->apart * s->value_step),
                             (size_t)s->rows * s->terms * VL,
                             (size_t)s->rows * s->score_row,
                             (size_t)s->rows * VL * s->value_step,
@@ -45,7 +45,7 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
                       part->width, w->key + slot * s->slot_step + s->depth * s->key_depth);
     pack_values(run->value.dtype, tensor_at(&run->value, b, h, z, y, part->first),
                 run->value.axis[2], part->width, (int)s->g->axis[2].dilation, s->channels,
-                w->value + slot * s->g->width * s->value_step, s->value_step);
+                w->value + slot * s->g->apart * s->value_step, s->value_step);
 }
 
 /* A na_pack that packs nothing: has fetched what will be packed. Much of a small window's time
@@ -86,7 +86,7 @@ static void forward_pack_more(forward_worker *w)
                           w->key + slot * s->slot_step + s->depth * s->key_depth);
         pack_values(v->dtype,
                     tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
-                    v->axis[0], tokens, 1, s->channels, w->value + slot * g->width * s->value_step,
+                    v->axis[0], tokens, 1, s->channels, w->value + slot * g->apart * s->value_step,
                     s->value_step);
     }
 }

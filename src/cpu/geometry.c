@@ -424,6 +424,7 @@ na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half
     else
         made = made && make_upright_blocks(g, rows) && make_upright_parts(g);
     g->width = ceil_div(g->width + g->lanes, g->lanes) * g->lanes;
+    g->apart = g->width | 1;
     if (!made || !make_ring(g, problem)) {
         na_geometry_free(g);
         return NULL;

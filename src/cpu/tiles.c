@@ -182,7 +182,7 @@ static int cut_run(const na_geometry *g, const na_work *work, run r, na_span spa
         if (g->across)
             len = na_min(len, ceil_div(part->cut - x, step));
         span.slot = g->across ? slot + number % g->ring_part : slot;
-        span.token = span.slot * g->width + x;
+        span.token = span.slot * g->apart + x;
         span.x = x;
         span.key = (int)key;
         span.len = len;
@@ -201,8 +201,9 @@ static int additional_spans(const na_geometry *g, const na_work *work, na_span *
     for (int64_t token = 0; token < g->additional;) {
         int x = (int)(token % g->width), left = (int)na_min(NA_RUN, g->width - x);
         int len = g->additional - token < left ? (int)(g->additional - token) : left;
-        spans[count++] = (na_span){.slot = g->additional_slot + token / g->width,
-                                   .token = g->additional_slot * g->width + token,
+        const int64_t slot = g->additional_slot + token / g->width;
+        spans[count++] = (na_span){.slot = slot,
+                                   .token = slot * g->apart + x,
                                    .x = x,
                                    .step = 1,
                                    .len = len,
@@ -242,7 +243,7 @@ static na_span span_of_row(const na_geometry *g, const na_span *first, const na_
     const int64_t apart = rows[row].slot - rows[0].slot;
     na_span span = *first;
     span.slot += apart;
-    span.token += apart * g->width;
+    span.token += apart * g->apart;
     span.z = rows[row].z;
     span.y = rows[row].y;
     if (!g->across) {

@@ -88,6 +88,8 @@ typedef struct na_geometry {
                          0: the key rows of one tile, and tasks run along axis 0 */
     int32_t *order_z; /* queries of axis 0 in the order of work: those a dilation apart together */
     int32_t width;    /* most keys of a part, with room for a vector beyond the last start */
+    int32_t apart;    /* natural tokens from slot to slot: an odd number, or keys of neighbouring
+                         rows would share few sets of the first-level cache */
     int32_t spread;   /* the largest start of any lane */
     int32_t spans;    /* most spans of a tile */
     int32_t key_rows; /* most key rows of a tile */
@@ -237,7 +239,7 @@ void na_ring_missing(const na_geometry *geometry, const na_work *work, const na_
 /* A run of keys, or of additional tokens (z = -1). */
 typedef struct na_span {
     int64_t slot;   /* in the ring; additional tokens: after the ring's slots */
-    int64_t token;  /* the first key (of a lane of start 0): slot * geometry->width + x */
+    int64_t token;  /* the first key (of a lane of start 0): slot * geometry->apart + x */
     int32_t x;      /* the same, counted inside the slot */
     int32_t key;    /* the same, counted in the tensor */
     int32_t step;   /* from one key to the next */

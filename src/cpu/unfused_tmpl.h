@@ -349,7 +349,7 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
     u->slots = slots_of(p);
     u->factor = keys ? (real)p->scale : 1;
     u->forbidden = p->op == NATTEN_QK ? (real)-INFINITY : 0;
-    u->slot_step = u->geometry->width * padded(u->depth);
+    u->slot_step = u->geometry->apart * padded(u->depth);
     if (scores) {
         /* An odd number of cache lines: channels a power of two apart would share few sets. */
         const int64_t line = 64 / (int64_t)sizeof(real);
