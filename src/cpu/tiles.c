@@ -58,53 +58,68 @@ int na_work_part_after(const na_geometry *g, const na_work *work, int part)
     return (int)((base + steps * dilation) / cut);
 }
 
-int na_key_rows(const na_geometry *g, const na_work *work, int together, na_key_row *rows)
+/* The key rows of one key of axis 0, `step` apart in the list, as if that key's slots were the
+ * first ones of the ring; returns their number. */
+static int plane_rows(const na_geometry *g, const na_work *work, int step, na_key_row *rows)
 {
-    const natten_axis *az = &g->axis[0], *ay = &g->axis[1];
-    const int dilation = (int)ay->dilation;
-    const na_window z = na_local_window(az, work->z), *y = work->block->y;
-    int count = 0, queries = work->block->rows, end = 0;
-    na_window own;
-    if (g->across) {
-        own = na_local_window(ay, work->y);
-        y = &own;
-        queries = 1;
-    }
+    const natten_axis *ay = &g->axis[1];
+    const int dilation = (int)ay->dilation, queries = g->across ? 1 : work->block->rows;
+    const na_window own = na_local_window(ay, g->across ? work->y : 0);
+    const na_window *y = g->across ? &own : work->block->y;
+    int count = 0, end = 0, lo = 0, hi = 0;
     for (int r = 0; r < queries; r++)
         end = na_max(end, y[r].first + y[r].count * dilation);
-    const int64_t first_y =
-        g->planes ? y[0].first : (y[0].first + ay->key_origin) / dilation % g->ring_y;
-    for (int i = 0; i < z.count; i++) {
-        int kz = z.first + i * (int)az->dilation, lo = 0, hi = 0, next = i;
-        int64_t slot_z = (kz + az->key_origin) / az->dilation % g->ring_z, slot_y = first_y;
-        for (int ky = y[0].first; ky < end; ky += dilation) {
-            while (hi < queries && y[hi].first <= ky)
-                hi++;
-            while (lo < hi && y[lo].first + y[lo].count * dilation <= ky)
-                lo++;
-            if (lo < hi) {
-                na_key_row row = {kz, ky, lo * work->heads, hi * work->heads,
-                                  (slot_z * g->ring_y + slot_y) * g->ring_part};
-                if (g->across)
-                    row.hi = work->rows;
-                rows[together ? next : count] = row;
-                next += z.count;
-                count++;
-            }
-            /* Divisions would cost more than all else here. */
-            slot_y += g->planes ? dilation : 1;
-            if (slot_y == g->ring_y)
-                slot_y = 0;
-        }
+    int slot = g->planes ? y[0].first : (int)((y[0].first + ay->key_origin) / dilation % g->ring_y);
+    for (int ky = y[0].first; ky < end; ky += dilation) {
+        while (hi < queries && y[hi].first <= ky)
+            hi++;
+        while (lo < hi && y[lo].first + y[lo].count * dilation <= ky)
+            lo++;
+        if (lo < hi)
+            rows[step * count++] =
+                (na_key_row){0, ky, lo * work->heads, g->across ? work->rows : hi * work->heads,
+                             (int64_t)slot * g->ring_part};
+        /* Divisions would cost more than all else here. */
+        slot += g->planes ? dilation : 1;
+        if (slot == g->ring_y)
+            slot = 0;
     }
     return count;
 }
 
-static int64_t tag_of(const na_geometry *g, const na_work *work, const na_key_row *row, int part)
+int na_key_rows(const na_geometry *g, const na_work *work, int together, na_key_row *rows)
+{
+    const natten_axis *az = &g->axis[0];
+    const na_window z = na_local_window(az, work->z);
+    const int step = together ? z.count : 1, count = plane_rows(g, work, step, rows);
+    const int plane = together ? 1 : count; /* from a key of axis 0 to the next */
+    /* From the last one, so that the first plane is there until it is copied. */
+    for (int i = z.count - 1; i >= 0; i--) {
+        const int kz = z.first + i * (int)az->dilation;
+        const int64_t slot = (kz + az->key_origin) / az->dilation % g->ring_z;
+        for (int r = 0; r < count; r++) {
+            na_key_row row = rows[r * step];
+            row.z = kz;
+            row.slot += slot * g->ring_y * g->ring_part;
+            rows[r * step + i * plane] = row;
+        }
+    }
+    return count * z.count;
+}
+
+static inline int64_t tag_of(const na_geometry *g, const na_work *work, const na_key_row *row,
+                             int part)
 {
     int64_t tag = work->batch * g->kv_heads + work->kv_head;
     tag = (tag * g->axis[0].key_extent + row->z) * g->axis[1].key_extent + row->y;
     return tag * g->parts + part;
+}
+
+/* Where a part of a key row is. Upright there is one: a division for each would cost more than all
+ * else here. */
+static inline int64_t slot_of(const na_geometry *g, const na_key_row *row, int part)
+{
+    return row->slot + (g->ring_part > 1 ? part % g->ring_part : 0);
 }
 
 void na_ring_fill(const na_geometry *g, const na_work *work, const na_key_row *rows, int row_count,
@@ -114,7 +129,7 @@ void na_ring_fill(const na_geometry *g, const na_work *work, const na_key_row *r
     na_work_parts(g, work, &first, &last);
     for (int i = 0; i < row_count; i++)
         for (int p = first; p <= last; p = na_work_part_after(g, work, p)) {
-            int64_t slot = rows[i].slot + p % g->ring_part, tag = tag_of(g, work, &rows[i], p);
+            int64_t slot = slot_of(g, &rows[i], p), tag = tag_of(g, work, &rows[i], p);
             if (tags[slot] == tag)
                 continue;
             tags[slot] = tag;
@@ -129,7 +144,7 @@ void na_ring_missing(const na_geometry *g, const na_work *work, const na_key_row
     na_work_parts(g, work, &first, &last);
     for (int i = 0; i < row_count; i++)
         for (int p = first; p <= last; p = na_work_part_after(g, work, p)) {
-            int64_t slot = rows[i].slot + p % g->ring_part;
+            int64_t slot = slot_of(g, &rows[i], p);
             if (tags[slot] != tag_of(g, work, &rows[i], p))
                 pack(context, slot, rows[i].z, rows[i].y, &g->part[p]);
         }
