@@ -93,15 +93,15 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
 #define MODES(rows, keys)                                                                          \
     ONE(rows, keys, NA_SHIFT)                                                                      \
     ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST) MORE_MODES(rows, keys)
+#define FEW_MODES(rows, keys) ONE(rows, keys, NA_SHIFT) ONE(rows, keys, NA_BROADCAST)
 CORRELATE_SHAPES(MODES)
-#undef MODES
+FULL_SHAPES(FEW_MODES)
 #undef ONE
 
 #define ONE(rows, keys, mode) [mode][rows][keys] = T(correlate_##rows##_##keys##_##mode),
-#define MODES(rows, keys)                                                                          \
-    ONE(rows, keys, NA_SHIFT)                                                                      \
-    ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST) MORE_MODES(rows, keys)
-static const correlate_function T(correlate_table)[NA_GATHER + 1][ROWS_MAX + 1][KEYS_MAX + 1] = {
-    CORRELATE_SHAPES(MODES)};
+static const correlate_function
+    T(correlate_table)[NA_GATHER + 1][CORRELATE_ROWS + 1][KEYS_MAX + 1] = {
+        CORRELATE_SHAPES(MODES) FULL_SHAPES(FEW_MODES)};
+#undef FEW_MODES
 #undef MODES
 #undef ONE

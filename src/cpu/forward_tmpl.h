@@ -180,12 +180,12 @@ static void forward_destroy(void *state)
     free(s);
 }
 
-/* Rows of a tile: of windows of some size four share keys well enough, and scores then stay in the
- * first-level cache. */
+/* Rows of a tile: of windows of some size a call's rows share keys well enough, and scores then
+ * stay in the first-level cache. */
 static int forward_rows(const natten_problem *p)
 {
     const int64_t window = na_window_size(p);
-    return window > 40 && window <= 64 && ROWS_MAX > 4 ? 4 : ROWS_MAX;
+    return window > 40 && window <= 64 ? few_rows(p) : ROWS_MAX;
 }
 
 static natten_status forward_plan(natten_plan *plan)

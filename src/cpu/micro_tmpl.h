@@ -8,10 +8,13 @@
  * sees, WIDTH reals from one key to the next: VL, or HALF for half tiles. All rows of a tile keep
  * their own pointer, since they see different spans. Parameters: the vector words of simd.h. */
 
-/* Keys whose scores one call keeps in registers, for each number of rows. */
+/* Most rows of one call, of one whose keys are neighbours (SHIFT, BROADCAST), and keys whose scores
+ * it keeps in registers for each number of rows. Products are done after four turns or five: eight
+ * sums or fewer, two a turn, wait for one another, but permutations cost more than waiting. */
 #if REGISTERS >= 32
-enum { ROWS_MAX = 6, KEYS_MAX = 8, AGGREGATE_ROWS = 6, SCATTER_ROWS = 6 };
-static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 8, 8, 6, 5, 4};
+enum { ROWS_MAX = 6, KEYS_MAX = 8, CORRELATE_ROWS = 6, SHIFT_ROWS = 6 };
+enum { AGGREGATE_ROWS = 6, SCATTER_ROWS = 6 };
+static const int correlate_keys[CORRELATE_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
 /* clang-format off */
 #define CORRELATE_SHAPES(X) \
     X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) \
@@ -21,19 +24,41 @@ static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 8, 8, 6, 5, 4};
     X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) \
     X(6, 1) X(6, 2) X(6, 3) X(6, 4)
 /* clang-format on */
+#define FULL_SHAPES(X)
 #define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #else
-enum { ROWS_MAX = 4, KEYS_MAX = 8, AGGREGATE_ROWS = 3, SCATTER_ROWS = 3 };
-static const int correlate_keys[ROWS_MAX + 1] = {0, 8, 5, 3, 2};
+enum { CORRELATE_ROWS = 4, AGGREGATE_ROWS = 3, SCATTER_ROWS = 3, KEYS_MAX = 8 };
 /* clang-format off */
-#define CORRELATE_SHAPES(X) \
+#define FEW_SHAPES(X) \
     X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) \
     X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) \
     X(3, 1) X(3, 2) X(3, 3) \
     X(4, 1) X(4, 2)
 /* clang-format on */
 #define ROW_COUNTS(X) X(1) X(2) X(3)
+#ifdef NOT_FUSED
+enum { ROWS_MAX = 4, SHIFT_ROWS = 4 };
+static const int correlate_keys[CORRELATE_ROWS + 1] = {0, 8, 5, 3, 2};
+#define CORRELATE_SHAPES(X) FEW_SHAPES(X)
+#define FULL_SHAPES(X)
+#else
+enum { ROWS_MAX = 6, SHIFT_ROWS = 3 };
+static const int correlate_keys[CORRELATE_ROWS + 1] = {0, 8, 6, 4, 2};
+#define CORRELATE_SHAPES(X) FEW_SHAPES(X) X(2, 6)
+/* No register is left for a permutation's places. */
+#define FULL_SHAPES(X) X(3, 4)
 #endif
+#endif
+
+/* Rows of a tile with a small window: as many as one call takes of most lane tiles. Those at the
+ * borders of the innermost axis permute keys. */
+static int few_rows(const natten_problem *p)
+{
+    const natten_axis *x = &p->axis[2];
+    const int64_t tiles = (x->query_extent + VL - 1) / VL;
+    const int64_t borders = 2 * ((x->window / 2 * x->dilation + VL - 1) / VL);
+    return na_min(2 * borders > tiles ? CORRELATE_ROWS : SHIFT_ROWS, 4);
+}
 
 /* One call of a correlate function; all pointers are those of the call's first row. */
 typedef struct correlation {
@@ -197,17 +222,16 @@ static int list_keys(const scoring *t, const na_span *spans, int count, const re
     return keys;
 }
 
-/* Scores of a group of spans, for the rows that see it, into score[row] (of tile row 0 on). `add`:
- * on top of what stands there. */
-static void correlate_group(const scoring *t, const na_span *spans, int count, real *const *score,
-                            int add)
+/* Scores of a group of spans for the tile rows [row, row + rows), all of which see it. */
+static ALWAYS_INLINE void correlate_rows(const scoring *t, const na_span *spans, int count, int row,
+                                         int rows, real *const *score, int add)
 {
     const na_span *span = spans;
-    const int rows = span->hi - span->lo;
     const int64_t query_step = (int64_t)t->depth * VL;
+    const int fetch = t->ahead[0] && row == span->lo;
     const real *key[GROUP_KEYS];
     const int all = count > 1 ? list_keys(t, spans, count, key) : span->len;
-    const correlation a = {.query = t->query + span->lo * query_step,
+    const correlation a = {.query = t->query + row * query_step,
                            .query_step = query_step,
                            .key = t->key + span->slot * t->slot_step + span->x,
                            .key_step = span->step,
@@ -218,11 +242,11 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
                            .add = add,
                            .first = span->first,
                            .start = span->start,
-                           .limit = span->limit ? span->limit + span->lo * span->limit_step : NULL,
+                           .limit = span->limit ? span->limit + row * span->limit_step : NULL,
                            .limit_step = span->limit_step,
                            .forbidden = t->forbidden,
-                           .score = score + span->lo,
-                           .top = t->top ? t->top + span->lo * VL : NULL};
+                           .score = score + row,
+                           .top = t->top ? t->top + row * VL : NULL};
     const int far = t->half ? span->mode > NA_BROADCAST : !correlate_table[span->mode][1][1];
     const correlate_function *table = correlate_table[far ? NA_SHIFT : span->mode][rows];
 #ifdef HALF_WORDS
@@ -230,13 +254,14 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
         table = half_correlate_table[far ? NA_SHIFT : span->mode][rows];
 #endif
     /* Calls of nearly equal length: some, then others of a key less. */
-    const int calls = small_quotient(all + correlate_keys[rows] - 1, correlate_keys[rows]);
+    const int most = correlate_keys[rows] - !table[correlate_keys[rows]];
+    const int calls = small_quotient(all + most - 1, most);
     const int less = small_quotient(all, calls), longer = all - less * calls;
-    const int64_t owed[] = {t->ahead[0] ? (int64_t)t->ahead[0]->quota * count : 0,
-                            t->ahead[0] ? (int64_t)t->ahead[1]->quota * count : 0};
+    const int64_t owed[] = {fetch ? (int64_t)t->ahead[0]->quota * count : 0,
+                            fetch ? (int64_t)t->ahead[1]->quota * count : 0};
     for (int i = 0, from = 0, keys; i < calls; i++, from += keys) {
         keys = less + (i < longer);
-        if (t->ahead[0]) {
+        if (fetch) {
             ahead_fetch(t->ahead[0], small_quotient(owed[0] + i, calls));
             ahead_fetch(t->ahead[1], small_quotient(owed[1] + i, calls));
         }
@@ -251,5 +276,19 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
         } else {
             table[keys](&a, from);
         }
+    }
+}
+
+/* Scores of a group of spans, for the rows that see it, into score[row] (of tile row 0 on). `add`:
+ * on top of what stands there. */
+static void correlate_group(const scoring *t, const na_span *spans, int count, real *const *score,
+                            int add)
+{
+    const int most = spans->mode == NA_PERMUTE ? CORRELATE_ROWS : SHIFT_ROWS;
+    for (int row = spans->lo, rows; row < spans->hi; row += rows) {
+        rows = spans->hi - row;
+        if (rows > most)
+            rows = (rows + 1) / 2;
+        correlate_rows(t, spans, count, row, rows, score, add);
     }
 }

@@ -29,6 +29,7 @@
  *   scale2(p, shifted, a, low)          a < low ? 0 : p times 2 to the integer in the last bits of
  *                                       shifted
  *   load_f16 load_bf16 store_f16 store_bf16    VL halves at any address, rounded to nearest even
+ * NOT_FUSED: fma needs a register for the product.
  * HALF_WORDS: there are words for halves, with names that begin with half, and
  *   half_low(a) half_vec(a)             a vector's lower half; a half and anything
  * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.

@@ -459,7 +459,9 @@ static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
 static int score_rows(const natten_problem *p)
 {
     const int64_t slots = slots_of(p), row = slots * VL * (int64_t)sizeof(real);
-    return slots <= 64 || ROWS_MAX * row > 448 << 10 ? na_min(ROWS_MAX, 4) : ROWS_MAX;
+    if (slots <= 64)
+        return few_rows(p);
+    return ROWS_MAX * row > 448 << 10 ? na_min(SHIFT_ROWS, 4) : SHIFT_ROWS;
 }
 
 static natten_status unfused_plan(natten_plan *plan)

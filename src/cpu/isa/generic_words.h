@@ -9,6 +9,7 @@ enum { VL = 16 / sizeof(real), HALF = 0 };
 #else
 #define REGISTERS 16
 #endif
+#define NOT_FUSED
 
 /* A vector in memory of no particular alignment. */
 typedef vec vec_unaligned __attribute__((aligned(sizeof(real)), may_alias));
