@@ -23,6 +23,7 @@ FUNCTION = re.compile(
 OTHER = re.compile(r"^[0-9a-f]+ <.*>:$")
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\s+(\S+)\s*(.*)$")
 PRODUCT = re.compile(r"vfmadd\d+p[sd]|vdpbf16ps")
+PAIRS = "vdpbf16ps"
 STACK = re.compile(r"\(%rsp[,)]|-0x[0-9a-f]+\(%rbp\)")
 
 
@@ -53,14 +54,18 @@ def functions(lines: list[str]):
 
 
 def innermost_loops(body: list[Instruction]) -> list[list[Instruction]]:
-    """Pieces of code from a jump's target to the jump, with products and without such a piece."""
+    """Pieces of code from a jump's target to the jump, with products and without such a piece.
+    Where there are products of pairs, others are of the scale: after the loop, which code moved
+    behind the function's end and jumping back looks like."""
+    pairs = any(code.name == PAIRS for code in body)
     index = {code.address: i for i, code in enumerate(body)}
     spans = []
     for i, code in enumerate(body):
         target = re.match(r"([0-9a-f]+) <", code.operands) if code.name.startswith("j") else None
         begin = index.get(int(target[1], 16)) if target else None
         if begin is not None and begin <= i:
-            if any(PRODUCT.match(c.name) for c in body[begin : i + 1]):
+            names = [c.name for c in body[begin : i + 1]]
+            if PAIRS in names if pairs else any(map(PRODUCT.match, names)):
                 spans.append((begin, i))
     inner = [
         (a, b)

@@ -42,8 +42,9 @@ static int make_lanes(na_geometry *g, na_lanes *tile, int query)
     for (int l = 0; l < tile->count; l++) {
         tile->start[l] -= base;
         tile->masked |= tile->limit[l] != tile->keys;
-        g->spread = na_max(g->spread, tile->start[l]);
+        tile->spread = na_max(tile->spread, tile->start[l]);
     }
+    g->spread = na_max(g->spread, tile->spread);
     tile->mode = mode_of(tile, tile->half ? g->half : g->lanes, g->lanes);
     for (int l = tile->count; l < NA_LANES; l++) {
         /* Where keys lie far apart they are copied in pieces that follow one another. */

@@ -73,6 +73,7 @@ typedef struct correlation {
     int add;                /* 1: add to what stands in score */
     int first;              /* number of the run's first key, compared with limit */
     const int32_t *start;   /* of lanes */
+    int spread;             /* the largest of them */
     const int32_t *limit; /* scores of keys at or beyond a lane's limit become `forbidden`; NULL */
     real forbidden;
     int64_t limit_step; /* between rows */
@@ -92,6 +93,17 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #define T(name) name
 #define WIDTH VL
 #define PERMUTE2(i, a, b) vec_permute2(i, a, b)
+#define INDEX_ADD(i, n) vec_index_add(i, n)
+#define SLIDE(a, b, n) vec_slide(a, b, n)
+#ifdef WHOLE_LINES
+/* Where few rows share a key, loads take longer than products: there it pays to permute instead. */
+#define ALIGNS(rows, keys) ((rows) < 3 || ((rows) == 3 && (keys) < 5))
+#define SLIDE_SHAPES(X)                                                                            \
+    X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8)
+#else
+#define ALIGNS(rows, keys) 0
+#define SLIDE_SHAPES(X)
+#endif
 #if REGISTERS >= 32
 #define MORE_MODES(rows, keys) ONE(rows, keys, NA_PERMUTE2)
 #else
@@ -104,6 +116,10 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #undef WIDTH
 #undef PERMUTE2
 #undef MORE_MODES
+#undef INDEX_ADD
+#undef SLIDE
+#undef ALIGNS
+#undef SLIDE_SHAPES
 
 #ifdef HALF_WORDS
 #define V half
@@ -112,6 +128,10 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #define WIDTH HALF
 #define PERMUTE2(i, a, b) (a)
 #define MORE_MODES(rows, keys)
+#define INDEX_ADD(i, n) (i)
+#define SLIDE(a, b, n) ((void)(b), (a))
+#define ALIGNS(rows, keys) 0
+#define SLIDE_SHAPES(X)
 #include "cpu/correlate_tmpl.h"
 #undef V
 #undef W
@@ -119,6 +139,10 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #undef WIDTH
 #undef PERMUTE2
 #undef MORE_MODES
+#undef INDEX_ADD
+#undef SLIDE
+#undef ALIGNS
+#undef SLIDE_SHAPES
 #endif
 
 /* Neighbouring spans of equal length that the same rows see in the same way are taken together: a
@@ -242,6 +266,7 @@ static ALWAYS_INLINE void correlate_rows(const scoring *t, const na_span *spans,
                            .add = add,
                            .first = span->first,
                            .start = span->start,
+                           .spread = span->spread,
                            .limit = span->limit ? span->limit + row * span->limit_step : NULL,
                            .limit_step = span->limit_step,
                            .forbidden = t->forbidden,
@@ -257,6 +282,10 @@ static ALWAYS_INLINE void correlate_rows(const scoring *t, const na_span *spans,
     const int most = correlate_keys[rows] - !table[correlate_keys[rows]];
     const int calls = small_quotient(all + most - 1, most);
     const int less = small_quotient(all, calls), longer = all - less * calls;
+    /* Neighbours: the keys of each call are of one span. */
+    const int near = span->step == 1 && (count == 1 || calls == count);
+    if (near && span->mode == NA_SHIFT && !t->half && correlate_table[NA_SLIDE][rows][less])
+        table = correlate_table[NA_SLIDE][rows];
     const int64_t owed[] = {fetch ? (int64_t)t->ahead[0]->quota * count : 0,
                             fetch ? (int64_t)t->ahead[1]->quota * count : 0};
     for (int i = 0, from = 0, keys; i < calls; i++, from += keys) {

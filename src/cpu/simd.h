@@ -30,6 +30,11 @@
  *                                       shifted
  *   load_f16 load_bf16 store_f16 store_bf16    VL halves at any address, rounded to nearest even
  * NOT_FUSED: fma needs a register for the product.
+ * WHOLE_LINES: a vector is a cache line, so that a load from any other address than a line's counts
+ * twice, and there are
+ *   index_add(i, n)                     lane l: i[l] + n
+ *   slide(a, b, n)                      lane l: the (n + l)-th of a's lanes followed by b's; n < 8
+ *                                       is known when it is compiled
  * HALF_WORDS: there are words for halves, with names that begin with half, and
  *   half_low(a) half_vec(a)             a vector's lower half; a half and anything
  * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.
@@ -90,6 +95,10 @@ static inline int64_t stored_weights(int spans, int keys)
     const int odd = keys % PER_REAL * spans;
     return (int64_t)spans * (keys / PER_REAL) + (odd + PER_REAL - 1) / PER_REAL;
 }
+#ifndef WHOLE_LINES
+WORD vec_index vec_index_add(vec_index i, int n) { return (void)n, i; }
+WORD vec vec_slide(vec a, vec b, int n) { return (void)b, (void)n, a; }
+#endif
 #if defined(HALF_WORDS) && !defined(PAIRS)
 WORD half half_dot(half a, half b, half c) { return half_fma(a, b, c); }
 #endif

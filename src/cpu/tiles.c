@@ -279,6 +279,7 @@ int na_spans(const na_geometry *g, const na_work *work, int tile, int together,
                     .x = g->tile[na_work_tile(g, work, tile, 0)].base,
                     .step = (int)g->axis[2].dilation,
                     .mode = lanes->mode,
+                    .spread = lanes->spread,
                     .limit_step = g->across ? NA_LANES : 0,
                     .start = lanes->start,
                     .limit = make_limits(g, work, tile, limits)};

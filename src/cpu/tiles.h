@@ -21,8 +21,9 @@ enum { NA_LANES = 16, NA_ROWS = 6, NA_RUN = 48 };
 
 /* Where the keys of a tile's lanes lie in transposed memory, lane l at start[l]:
  * SHIFT start[l] = l; PERMUTE start[l] < lanes; BROADCAST start[l] = 0; PERMUTE2 start[l] < 2 *
- * lanes; GATHER anything. */
-enum { NA_SHIFT, NA_PERMUTE, NA_BROADCAST, NA_PERMUTE2, NA_GATHER };
+ * lanes; GATHER anything. SLIDE is SHIFT for a run of neighbours, which lie in two vectors: no tile
+ * has it, it is taken where loads would limit the speed. */
+enum { NA_SHIFT, NA_PERMUTE, NA_BROADCAST, NA_PERMUTE2, NA_GATHER, NA_SLIDE, NA_MODES };
 
 /* Up to `lanes` consecutive queries of the innermost axis, but for where they lie: most lane tiles
  * of a map are alike. Lanes that are no queries have start 0 (l for SHIFT). */
@@ -33,6 +34,7 @@ typedef struct na_lanes {
     int32_t half;    /* 1: the half words suffice */
     int32_t masked;  /* 1: some lane has fewer keys than `keys` */
     int32_t uniform; /* 1: bias is the same in all lanes */
+    int32_t spread;  /* the largest start of a lane that is a query */
     int32_t start[NA_LANES];
     int32_t limit[NA_LANES]; /* keys of the lane */
     int32_t bias[NA_LANES];  /* place of the lane's first key in the innermost axis of the rpb */
@@ -247,6 +249,7 @@ typedef struct na_span {
     int32_t lo, hi; /* rows of the tile that see it */
     int32_t first;  /* place of the first key in the run of all the tile's keys of this row */
     int32_t mode;
+    int32_t spread;       /* the largest start of a lane */
     int32_t z, y;         /* keys of axes 0, 1; additional: -1, number of the first token */
     int32_t limit_step;   /* between the limits of the tile's rows; upright 0: all are alike */
     const int32_t *start; /* of lanes */

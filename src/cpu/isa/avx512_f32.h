@@ -10,6 +10,7 @@ typedef __m256 half;
 typedef __m256i half_index;
 
 #define REGISTERS 32
+#define WHOLE_LINES
 #define HALF_WORDS
 enum { VL = 16, HALF = 8 };
 
@@ -45,6 +46,10 @@ WORD vec vec_pin(vec a)
 
 WORD vec_index vec_index_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 WORD vec_index vec_index_set1(uint32_t a) { return _mm512_set1_epi32((int)a); }
+WORD vec_index vec_index_add(vec_index i, int n)
+{
+    return _mm512_add_epi32(i, _mm512_set1_epi32(n));
+}
 WORD vec_index vec_index_xor(vec_index a, vec_index b) { return _mm512_xor_si512(a, b); }
 WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
 {
@@ -60,6 +65,18 @@ WORD vec_index vec_index_low16(vec_index a)
 WORD vec_index vec_index_high16(vec_index a) { return _mm512_srli_epi32(a, 16); }
 WORD vec vec_permute(vec_index i, vec a) { return _mm512_permutexvar_ps(i, a); }
 WORD vec vec_permute2(vec_index i, vec a, vec b) { return _mm512_permutex2var_ps(a, i, b); }
+WORD vec vec_slide(vec a, vec b, int n)
+{
+    const __m512i low = _mm512_castps_si512(a), high = _mm512_castps_si512(b);
+    switch (n) {
+#define ONE(n)                                                                                     \
+    case n:                                                                                        \
+        return _mm512_castsi512_ps(_mm512_alignr_epi32(high, low, n));
+        ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7)
+#undef ONE
+    }
+    return a;
+}
 WORD vec vec_gather(const real *p, vec_index i) { return _mm512_i32gather_ps(i, p, 4); }
 WORD vec vec_keep(vec a, int key, vec_index limit, real other)
 {

@@ -8,6 +8,7 @@ typedef __m512d vec;
 typedef __m512i vec_index;
 
 #define REGISTERS 32
+#define WHOLE_LINES
 enum { VL = 8, HALF = 0 };
 
 WORD vec vec_zero(void) { return _mm512_setzero_pd(); }
@@ -45,6 +46,10 @@ WORD vec_index vec_index_load(const int32_t *p)
     return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)p));
 }
 WORD vec_index vec_index_set1(uint32_t a) { return _mm512_set1_epi64(a); }
+WORD vec_index vec_index_add(vec_index i, int n)
+{
+    return _mm512_add_epi64(i, _mm512_set1_epi64(n));
+}
 WORD vec_index vec_index_xor(vec_index a, vec_index b) { return _mm512_xor_si512(a, b); }
 WORD vec_index vec_index_multiply(vec_index a, uint32_t m, vec_index *high)
 {
@@ -59,6 +64,18 @@ WORD vec_index vec_index_low16(vec_index a)
 WORD vec_index vec_index_high16(vec_index a) { return vec_index_low16(_mm512_srli_epi64(a, 16)); }
 WORD vec vec_permute(vec_index i, vec a) { return _mm512_permutexvar_pd(i, a); }
 WORD vec vec_permute2(vec_index i, vec a, vec b) { return _mm512_permutex2var_pd(a, i, b); }
+WORD vec vec_slide(vec a, vec b, int n)
+{
+    const __m512i low = _mm512_castpd_si512(a), high = _mm512_castpd_si512(b);
+    switch (n) {
+#define ONE(n)                                                                                     \
+    case n:                                                                                        \
+        return _mm512_castsi512_pd(_mm512_alignr_epi64(high, low, n));
+        ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7)
+#undef ONE
+    }
+    return a;
+}
 WORD vec vec_gather(const real *p, vec_index i) { return _mm512_i64gather_pd(i, p, 8); }
 WORD vec vec_keep(vec a, int key, vec_index limit, real other)
 {
