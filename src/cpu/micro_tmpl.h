@@ -246,16 +246,96 @@ static int list_keys(const scoring *t, const na_span *spans, int count, const re
     return keys;
 }
 
-/* Scores of a group of spans for the tile rows [row, row + rows), all of which see it. */
-static ALWAYS_INLINE void correlate_rows(const scoring *t, const na_span *spans, int count, int row,
-                                         int rows, real *const *score, int add)
+/* The functions of a mode, by rows and keys. */
+typedef const correlate_function (*correlate_shapes)[KEYS_MAX + 1];
+
+static inline correlate_shapes shapes_of(const scoring *t, int mode)
+{
+#ifdef HALF_WORDS
+    if (t->half)
+        return half_correlate_table[mode];
+#endif
+    (void)t;
+    return correlate_table[mode];
+}
+
+/* Calls for keys [from, from + all) of a group and a's first rows. `slid`: spans whose keys are
+ * neighbours. `owed`: what is fetched on the way. */
+static ALWAYS_INLINE void correlate_calls(const scoring *t, correlate_shapes shapes, int slid,
+                                          const correlation *a, int rows, int from, int all,
+                                          const int64_t owed[2])
+{
+    const correlate_function *table = shapes[rows];
+    /* Calls of nearly equal length: some, then others of a key less. */
+    const int most = correlate_keys[rows] - !table[correlate_keys[rows]];
+    const int calls = small_quotient(all + most - 1, most);
+    const int less = small_quotient(all, calls), longer = all - less * calls;
+    /* The keys of each call are then of one span. */
+    if ((slid == 1 || slid == calls) && correlate_table[NA_SLIDE][rows][less])
+        table = correlate_table[NA_SLIDE][rows];
+    for (int i = 0, keys; i < calls; i++, from += keys) {
+        keys = less + (i < longer);
+        if (owed[0] || owed[1]) {
+            ahead_fetch(t->ahead[0], small_quotient(owed[0] + i, calls));
+            ahead_fetch(t->ahead[1], small_quotient(owed[1] + i, calls));
+        }
+        table[keys](a, from);
+    }
+}
+
+/* The same for rows after the first. */
+static void correlate_rest(const scoring *t, correlate_shapes shapes, int slid,
+                           const correlation *a, int first, int rows, int from, int all)
+{
+    const int64_t nothing[2] = {0};
+    correlation rest = *a;
+    rest.query += first * a->query_step;
+    rest.score += first;
+    rest.limit += a->limit ? first * a->limit_step : 0;
+    rest.top += a->top ? first * VL : 0;
+    correlate_calls(t, shapes, slid, &rest, rows - first, from, all, nothing);
+}
+
+/* The same for all rows, of which a call may take fewer. */
+static ALWAYS_INLINE void correlate_rows(const scoring *t, correlate_shapes shapes, int slid,
+                                         const correlation *a, int rows, int most, int from,
+                                         int all, const int64_t owed[2])
+{
+    const int first = rows > most ? (rows + 1) / 2 : rows;
+    correlate_calls(t, shapes, slid, a, first, from, all, owed);
+    if (first < rows)
+        correlate_rest(t, shapes, slid, a, first, rows, from, all);
+}
+
+/* The same for lanes whose keys lie far apart, brought together a few at a time. */
+static void correlate_far(const scoring *t, const correlation *a, int mode, int rows, int all,
+                          const int64_t owed[2])
+{
+    const int64_t nothing[2] = {0};
+    for (int from = 0, keys; from < all; from += keys) {
+        keys = all - from < KEYS_MAX ? all - from : KEYS_MAX;
+        correlation b = *a;
+        bring_together(a, from, keys, mode, t->room);
+        b.far = NULL;
+        b.key_depth = (int64_t)keys * VL;
+        b.key_step = VL;
+        b.key = t->room - from * b.key_step;
+        correlate_rows(t, shapes_of(t, NA_SHIFT), 0, &b, rows, SHIFT_ROWS, from, keys,
+                       from == 0 ? owed : nothing);
+    }
+}
+
+/* Scores of a group of spans, for the rows that see it, into score[row] (of tile row 0 on). `add`:
+ * on top of what stands there. */
+static void correlate_group(const scoring *t, const na_span *spans, int count, real *const *score,
+                            int add)
 {
     const na_span *span = spans;
+    const int rows = span->hi - span->lo, mode = span->mode;
     const int64_t query_step = (int64_t)t->depth * VL;
-    const int fetch = t->ahead[0] && row == span->lo;
     const real *key[GROUP_KEYS];
     const int all = count > 1 ? list_keys(t, spans, count, key) : span->len;
-    const correlation a = {.query = t->query + row * query_step,
+    const correlation a = {.query = t->query + span->lo * query_step,
                            .query_step = query_step,
                            .key = t->key + span->slot * t->slot_step + span->x,
                            .key_step = span->step,
@@ -267,57 +347,18 @@ static ALWAYS_INLINE void correlate_rows(const scoring *t, const na_span *spans,
                            .first = span->first,
                            .start = span->start,
                            .spread = span->spread,
-                           .limit = span->limit ? span->limit + row * span->limit_step : NULL,
+                           .limit = span->limit ? span->limit + span->lo * span->limit_step : NULL,
                            .limit_step = span->limit_step,
                            .forbidden = t->forbidden,
-                           .score = score + row,
-                           .top = t->top ? t->top + row * VL : NULL};
-    const int far = t->half ? span->mode > NA_BROADCAST : !correlate_table[span->mode][1][1];
-    const correlate_function *table = correlate_table[far ? NA_SHIFT : span->mode][rows];
-#ifdef HALF_WORDS
-    if (t->half)
-        table = half_correlate_table[far ? NA_SHIFT : span->mode][rows];
-#endif
-    /* Calls of nearly equal length: some, then others of a key less. */
-    const int most = correlate_keys[rows] - !table[correlate_keys[rows]];
-    const int calls = small_quotient(all + most - 1, most);
-    const int less = small_quotient(all, calls), longer = all - less * calls;
-    /* Neighbours: the keys of each call are of one span. */
-    const int near = span->step == 1 && (count == 1 || calls == count);
-    if (near && span->mode == NA_SHIFT && !t->half && correlate_table[NA_SLIDE][rows][less])
-        table = correlate_table[NA_SLIDE][rows];
-    const int64_t owed[] = {fetch ? (int64_t)t->ahead[0]->quota * count : 0,
-                            fetch ? (int64_t)t->ahead[1]->quota * count : 0};
-    for (int i = 0, from = 0, keys; i < calls; i++, from += keys) {
-        keys = less + (i < longer);
-        if (fetch) {
-            ahead_fetch(t->ahead[0], small_quotient(owed[0] + i, calls));
-            ahead_fetch(t->ahead[1], small_quotient(owed[1] + i, calls));
-        }
-        if (far) {
-            correlation b = a;
-            bring_together(&a, from, keys, span->mode, t->room);
-            b.far = NULL;
-            b.key_depth = (int64_t)keys * VL;
-            b.key_step = VL;
-            b.key = t->room - from * b.key_step;
-            table[keys](&b, from);
-        } else {
-            table[keys](&a, from);
-        }
-    }
-}
-
-/* Scores of a group of spans, for the rows that see it, into score[row] (of tile row 0 on). `add`:
- * on top of what stands there. */
-static void correlate_group(const scoring *t, const na_span *spans, int count, real *const *score,
-                            int add)
-{
-    const int most = spans->mode == NA_PERMUTE ? CORRELATE_ROWS : SHIFT_ROWS;
-    for (int row = spans->lo, rows; row < spans->hi; row += rows) {
-        rows = spans->hi - row;
-        if (rows > most)
-            rows = (rows + 1) / 2;
-        correlate_rows(t, spans, count, row, rows, score, add);
-    }
+                           .score = score + span->lo,
+                           .top = t->top ? t->top + span->lo * VL : NULL};
+    const int64_t owed[2] = {t->ahead[0] ? (int64_t)t->ahead[0]->quota * count : 0,
+                             t->ahead[0] ? (int64_t)t->ahead[1]->quota * count : 0};
+    const int most = mode == NA_PERMUTE ? CORRELATE_ROWS : SHIFT_ROWS;
+    const int slid = mode == NA_SHIFT && span->step == 1 && !t->half ? count : 0;
+    const int far = t->half ? mode > NA_BROADCAST : !correlate_table[mode][1][1];
+    if (far)
+        correlate_far(t, &a, mode, rows, all, owed);
+    else
+        correlate_rows(t, shapes_of(t, mode), slid, &a, rows, most, 0, all, owed);
 }
