@@ -16,7 +16,7 @@
 #include <unistd.h>
 #endif
 
-enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8, AMX = 16 };
+enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8, AMX = 16, FORESEES = 32 };
 
 /* Register state that the system saves when it switches threads; without it the instructions trap.
  */
@@ -27,7 +27,22 @@ static unsigned saved_state(void)
     return low;
 }
 
-static int look(void)
+/* From Zen 5 on. */
+static int is_late_zen(void)
+{
+    unsigned a, b, c, d;
+    char vendor[12];
+    if (!__get_cpuid(0, &a, &b, &c, &d))
+        return 0;
+    memcpy(vendor, &b, 4);
+    memcpy(vendor + 4, &d, 4);
+    memcpy(vendor + 8, &c, 4);
+    if (memcmp(vendor, "AuthenticAMD", 12) != 0 || !__get_cpuid(1, &a, &b, &c, &d))
+        return 0;
+    return (a >> 8 & 15) + (a >> 20 & 255) >= 26;
+}
+
+static int look_for_words(void)
 {
     const unsigned avx_state = 0x6, avx512_state = 0xe6;
     const unsigned leaf1 = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
@@ -48,6 +63,8 @@ static int look(void)
         return KNOWN | AVX2 | AVX512;
     return KNOWN | AVX2 | AVX512 | AVX512BF16 | (amx ? AMX : 0);
 }
+
+static int look(void) { return look_for_words() | (is_late_zen() ? FORESEES : 0); }
 
 /* By itself a process has no room for tiles. The answer is the same for every thread. */
 static int ask_for_tiles(void)
@@ -76,6 +93,7 @@ int na_cpu_has_avx2(void) { return (features() & AVX2) != 0; }
 int na_cpu_has_avx512(void) { return (features() & AVX512) != 0; }
 int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
 int na_cpu_has_amx(void) { return (features() & AMX) != 0; }
+int na_cpu_foresees(void) { return (features() & FORESEES) != 0; }
 
 int na_cpu_allows_amx(void)
 {
@@ -109,6 +127,7 @@ int na_cpu_has_avx2(void) { return 0; }
 int na_cpu_has_avx512(void) { return 0; }
 int na_cpu_has_avx512bf16(void) { return 0; }
 int na_cpu_has_amx(void) { return 0; }
+int na_cpu_foresees(void) { return 0; }
 int na_cpu_allows_amx(void) { return 0; }
 
 void na_cpu_name(char *text, size_t size)

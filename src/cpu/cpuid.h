@@ -21,6 +21,10 @@ int na_cpu_has_amx(void);
  * only that have it. What came of it is remembered. */
 int na_cpu_allows_amx(void);
 
+/* Fetches long pieces that lie in even steps before they are asked for, as a Zen 5 was seen to do.
+ */
+int na_cpu_foresees(void);
+
 /* Its name, cut to size bytes. */
 void na_cpu_name(char *text, size_t size);
 

@@ -9,6 +9,7 @@
 #include "core/dropout.h"
 #include "cpu/bands.h"
 #include "cpu/choices.h"
+#include "cpu/cpuid.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
