@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cpu/choices.h"
+#include "cpu/cpuid.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"

@@ -259,7 +259,8 @@ static natten_status backward_plan(natten_plan *plan)
     /* What is scattered at a time, or twice that: more share a loaded key, of which large windows
      * have many. */
     const int more = ROWS_MAX / SCATTER_ROWS * SCATTER_ROWS;
-    s->g = na_choose(plan, VL, HALF, na_window_size(p) > 200 ? more : SCATTER_ROWS, ROWS_MAX);
+    const int rows = na_window_size(p) > 200 ? more : SCATTER_ROWS;
+    s->g = na_choose(plan, VL, HALF, na_usual_cut(rows), ROWS_MAX);
     if (!s->g || !bias_find_kinds(&s->kinds, s->g))
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     s->rows = s->g->cut.rows;

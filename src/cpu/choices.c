@@ -119,9 +119,8 @@ int na_choose_cut(natten_plan *plan, int cuts)
     return choice > 0 && choice < cuts ? (int)choice : 0;
 }
 
-na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int most)
+na_geometry *na_choose(natten_plan *plan, int lanes, int half, na_cut usual, int most)
 {
-    const na_cut usual = {rows, NA_PART, -1, 1};
     na_geometry *g = na_geometry_make(&plan->merged, lanes, half, usual);
     list l = {.count = 0};
     if (!g)

@@ -7,10 +7,13 @@
 
 #include "cpu/tiles.h"
 
-/* Makes the geometry of the plan's choice, at first one of `rows` rows, and notes in the plan how
- * many choices there are and what this one is. A choice there is not is the plan's maker's to
- * reject: it gets the first. `most`: rows the kernel can do. NULL: no memory. */
-na_geometry *na_choose(natten_plan *plan, int lanes, int half, int rows, int most);
+/* So many rows, and all else as it usually is. */
+static inline na_cut na_usual_cut(int rows) { return (na_cut){rows, NA_PART, -1, 1}; }
+
+/* Makes the geometry of the plan's choice, at first the usual one, and notes in the plan how many
+ * choices there are and what this one is. A choice there is not is the plan's maker's to reject: it
+ * gets the first. `most`: rows the kernel can do. NULL: no memory. */
+na_geometry *na_choose(natten_plan *plan, int lanes, int half, na_cut usual, int most);
 
 /* The same for kernels with cuts of their own, best first: notes how many choices there are,
  * threads included, and returns the number of the cut. */

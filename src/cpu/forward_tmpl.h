@@ -188,13 +188,30 @@ static int forward_rows(const natten_problem *p)
     return window > 40 && window <= 64 ? few_rows(p) : ROWS_MAX;
 }
 
+/* Queries of a part of a wide map: with a small window much time goes into packing and little into
+ * each packed key, so the ring of key rows should fill less than half of the second-level cache.
+ * Keys that are packed for two parts should be few. */
+static int forward_part(const natten_problem *p, int rows)
+{
+    enum { RING_BYTES = 400 << 10 };
+    const natten_axis *x = &p->axis[2];
+    const int64_t reach = (x->window - 1) * x->dilation;
+    const int64_t key_rows = p->axis[0].window * (p->axis[1].window + rows - 1);
+    const int64_t token = (p->head_dim + p->value_dim) * (int64_t)sizeof(real);
+    const int64_t least = VL + 8 * reach, room = RING_BYTES / (key_rows * token) - reach;
+    const int64_t part = room < least ? least : room;
+    return na_window_size(p) > 64 || part > NA_PART ? NA_PART : (int)part;
+}
+
 static natten_status forward_plan(natten_plan *plan)
 {
     const natten_problem *p = &plan->merged;
     forward_state *s = calloc(1, sizeof *s);
     if (!s)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
-    s->g = na_choose(plan, VL, HALF, forward_rows(p), ROWS_MAX);
+    na_cut cut = na_usual_cut(forward_rows(p));
+    cut.part = forward_part(p, cut.rows);
+    s->g = na_choose(plan, VL, HALF, cut, ROWS_MAX);
     if (!s->g) {
         free(s);
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");

@@ -470,13 +470,13 @@ static natten_status unfused_plan(natten_plan *plan)
     const int scores = p->op == NATTEN_QK || p->op == NATTEN_AV_BACKWARD;
     unfused_state *state = calloc(1, sizeof *state);
     if (state && scores)
-        state->score = na_choose(plan, VL, HALF, score_rows(p), ROWS_MAX);
+        state->score = na_choose(plan, VL, HALF, na_usual_cut(score_rows(p)), ROWS_MAX);
     if (state && state->score && p->op == NATTEN_AV_BACKWARD) {
         na_cut cut = state->score->cut;
         cut.rows = cut.rows == score_rows(p) ? AGGREGATE_ROWS : na_min(cut.rows, AGGREGATE_ROWS);
         state->gather = na_geometry_make(p, VL, HALF, cut);
     } else if (state && !scores) {
-        state->gather = na_choose(plan, VL, HALF, AGGREGATE_ROWS, AGGREGATE_ROWS);
+        state->gather = na_choose(plan, VL, HALF, na_usual_cut(AGGREGATE_ROWS), AGGREGATE_ROWS);
     }
     if (!state || (scores && !state->score) || (p->op != NATTEN_QK && !state->gather)) {
         if (state)
