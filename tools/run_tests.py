@@ -183,6 +183,12 @@ def aarch64_steps() -> list[Step]:
     ]
 
 
+def clang_step() -> Step:
+    """What gcc takes another compiler may refuse."""
+    options = "-DCMAKE_C_COMPILER=clang -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DBUILD_TESTING=OFF"
+    return Step("build clang", cmake("build/clang", options), needs=["clang"])
+
+
 def c_steps() -> list[Step]:
     loops = python("tools/check_loops.py", "build/release/libnatten.so")
     tests = unit_tests("build/release", "-LE host")
@@ -194,6 +200,7 @@ def c_steps() -> list[Step]:
         Step("device texts on the host", host, after=["build"]),
         Step("device texts by NVRTC", device_texts(), after=["build"]),
         *aarch64_steps(),
+        clang_step(),
         Step("fuzz", shell("sh tests/fuzz/run.sh"), needs=["clang"], after=["build"]),
         *check_steps(),
     ]

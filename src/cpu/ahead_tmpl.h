@@ -57,12 +57,15 @@ static void ahead_share(ahead *a, int64_t times)
     a->quota = (int)((a->pieces + times - 1) / times);
 }
 
-static ALWAYS_INLINE const char *fetch_pieces(const int locality, const char *at, int64_t step,
+static ALWAYS_INLINE const char *fetch_pieces(const ahead_level level, const char *at, int64_t step,
                                               int bytes, int pieces)
 {
     for (int n = 0; n < pieces; n++, at += step)
         for (int i = 0; i < bytes; i += 64)
-            __builtin_prefetch(at + i, 0, locality);
+            if (level == AHEAD_FIRST)
+                __builtin_prefetch(at + i, 0, 3);
+            else
+                __builtin_prefetch(at + i, 0, 2);
     return at;
 }
 
@@ -72,9 +75,9 @@ static void ahead_fetch(ahead *a, int some)
         ahead_run *run = &a->run[a->next];
         const int pieces = some < run->left ? some : run->left;
         if (__builtin_expect(run->level == AHEAD_SECOND, 1))
-            run->at = fetch_pieces(2, run->at, run->step, run->bytes, pieces);
+            run->at = fetch_pieces(AHEAD_SECOND, run->at, run->step, run->bytes, pieces);
         else
-            run->at = fetch_pieces(3, run->at, run->step, run->bytes, pieces);
+            run->at = fetch_pieces(AHEAD_FIRST, run->at, run->step, run->bytes, pieces);
         run->left -= pieces;
         some -= pieces;
         a->next += run->left == 0;

@@ -142,7 +142,7 @@ static void bias_add(const real *gradient, int reals, real *sum)
     int i = 0;
     for (; i + VL <= reals; i += VL)
         vec_storeu(sum + i, vec_add(vec_loadu(sum + i), vec_loadu(gradient + i)));
-    if (HALF && i < reals)
+    if (HALF > 0 && i < reals)
         vec_store_part(sum + i, HALF,
                        vec_add(vec_load_part(sum + i, HALF), vec_load_part(gradient + i, HALF)));
 }

@@ -206,7 +206,7 @@ static void forward_weigh(forward_tile *t, int r, int64_t reals)
         a = vec_add(a, x);
         p += VL;
     }
-    if (HALF && p < end) {
+    if (HALF > 0 && p < end) {
         vec_store_part(p, HALF, power(vec_load_part(p, HALF), m));
         b = vec_add(b, vec_load_part(p, HALF));
     }

@@ -50,6 +50,8 @@ static const int correlate_keys[CORRELATE_ROWS + 1] = {0, 8, 6, 4, 2};
 #endif
 #endif
 
+_Static_assert(ROWS_MAX <= 2 * SHIFT_ROWS, "two calls take all rows of a tile");
+
 /* Rows of a tile with a small window: as many as one call takes of most lane tiles. Those at the
  * borders of the innermost axis permute keys. */
 static int few_rows(const natten_problem *p)

@@ -21,7 +21,7 @@
  * every word (177). */
 static const char *const options[] = {"--device-as-default-execution-space", "--ptxas-options=-v",
                                       "--diag-suppress=1097,177",
-                                      "-DNA_EVERY_LANE_ARRIVES=" NATTEN_EVERY_LANE_ARRIVES};
+                                      ("-DNA_EVERY_LANE_ARRIVES=" NATTEN_EVERY_LANE_ARRIVES)};
 enum { OPTIONS = sizeof options / sizeof *options };
 
 enum { CAPTURE_RELAXED = 2 }; /* CUstreamCaptureMode */
