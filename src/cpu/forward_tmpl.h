@@ -190,17 +190,18 @@ static int forward_rows(const natten_problem *p)
 
 /* Queries of a part of a wide map: with a small window much time goes into packing and little into
  * each packed key, so the ring of key rows should fill less than half of the second-level cache.
- * Keys that are packed for two parts should be few. */
+ * Keys that are packed for two parts should be few. (Rings of 3-D maps do not fit either way.) */
 static int forward_part(const natten_problem *p, int rows)
 {
     enum { RING_BYTES = 400 << 10 };
     const natten_axis *x = &p->axis[2];
     const int64_t reach = (x->window - 1) * x->dilation;
-    const int64_t key_rows = p->axis[0].window * (p->axis[1].window + rows - 1);
+    const int64_t key_rows = p->axis[1].window + rows - 1;
     const int64_t token = (p->head_dim + p->value_dim) * (int64_t)sizeof(real);
     const int64_t least = VL + 8 * reach, room = RING_BYTES / (key_rows * token) - reach;
     const int64_t part = room < least ? least : room;
-    return na_window_size(p) > 64 || part > NA_PART ? NA_PART : (int)part;
+    const int pays = p->axis[0].window == 1 && na_window_size(p) <= 64;
+    return pays && part < NA_PART ? (int)part : NA_PART;
 }
 
 static natten_status forward_plan(natten_plan *plan)
