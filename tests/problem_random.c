@@ -99,7 +99,8 @@ static void write_problem(uint64_t *random, char *text, size_t size)
     static const char *const dropouts[] = {"0.1", "0.5", "0.9", "0.00001", "1"};
     static const int dims[] = {1, 3, 8, 16, 17, 32, 40, 64, 72};
     writer w = {random, text, size, 1 + below(&(writer){random, text, size, 0}, 3)};
-    int rpb = one_in(&w, 4), kv_heads = 1 + below(&w, 3), share = 1 + below(&w, 3);
+    int rpb = one_in(&w, 4), share = 1 + below(&w, 3);
+    int kv_heads = 1 + below(&w, one_in(&w, 4) ? 16 : 3);
     *text = 0;
     put(&w, "b%dh%dd%d", 1 + below(&w, 2), kv_heads * share, dims[below(&w, 9)]);
     put_axes(&w, rpb);

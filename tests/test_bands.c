@@ -97,7 +97,7 @@ static void test_text(const char *text)
     else if (problem_of_op(&parsed, NATTEN_BACKWARD, &problem) &&
              na_problem_check(&problem, &padded) == NATTEN_OK)
         for (int i = 0; i < 4; i++)
-            test_cut(&padded, text, (na_cut){6, i / 2 ? NA_PART / 8 : NA_PART, i % 2, 1});
+            test_cut(&padded, text, (na_cut){6, i / 2 ? NA_PART / 8 : NA_PART, i % 2, 1, 1});
 }
 
 int main(void)

@@ -19,10 +19,10 @@ typedef struct aggregation {
     int64_t value_step;  /* between tokens */
     real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
     int64_t sum_row, sum_lane;
-    const real *factor;   /* [row of the call][VL] */
-    out_real *const *out; /* of each row of the call: lane 0; NULL: into sum */
-    int64_t out_lane;
-    const span_run *runs; /* made by aggregate_spans, for the rows of one call */
+    const real *factor;      /* [row of the call][VL] */
+    out_real *const *out;    /* of each row of the call: lane 0; NULL: into sum */
+    const int64_t *out_lane; /* of each lane: from lane 0 */
+    const span_run *runs;    /* made by aggregate_spans, for the rows of one call */
     int run_count;
     int part; /* channels of the call's last vector, 0: all; in `out` nothing lies behind them */
 } aggregation;
@@ -167,7 +167,7 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
     const int end = any ? a->end : way == SUMS_WHOLE || way == SUMS_LAST;
     const vec factor = vec_set1(end ? a->factor[r * VL + l] : 1);
     real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
-    out_real *out = end && (!any || a->out) ? a->out[r] + l * a->out_lane : NULL;
+    out_real *out = end && (!any || a->out) ? a->out[r] + a->out_lane[l] : NULL;
     UNROLL
     for (int i = 0; i < (halves + 1) / 2; i++) {
         vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];

@@ -2,15 +2,40 @@
  * The frame of fused backward: plans, takes the memory, and adds up what the bands of
  * backward_tmpl.h have left. Parameters: the texts kernels.c includes before this one. */
 
+/* The row of one of a unit's heads in a tensor of keys. */
+static char *backward_head_row(const backward_run *run, const tensor *tensor, int64_t unit,
+                               int head, int64_t z, int64_t y)
+{
+    const na_geometry *g = run->state->g;
+    return tensor_at(tensor, unit / g->head_sets, unit % g->head_sets * g->beside + head, z, y, 0);
+}
+
 /* The last channel of a key row's sums is the gradient of its biases. */
 static void backward_store_key_bias(const backward_run *run, int64_t unit, int64_t z, int64_t y)
 {
     const backward_state *s = run->state;
+    const int64_t extent = s->g->axis[2].key_extent, token = run->d_key_bias.axis[2];
     int64_t step;
     const real *sum = backward_result(run, &run->sink[0], unit, z, y, 0, &step) + s->depth;
-    char *to = tensor_at(&run->d_key_bias, unit / s->g->kv_heads, unit % s->g->kv_heads, z, y, 0);
-    for (int64_t x = 0; x < s->g->axis[2].key_extent; x++)
-        memcpy(to + x * run->d_key_bias.axis[2], sum + x * step, sizeof(real));
+    for (int head = 0; head < s->g->beside; head++) {
+        char *to = backward_head_row(run, &run->d_key_bias, unit, head, z, y);
+        for (int64_t x = 0; x < extent; x++, sum += step)
+            memcpy(to + x * token, sum, sizeof(real));
+    }
+}
+
+/* Stores a key row's sums that were only a copy of the result. */
+static void backward_store_copy(const backward_run *run, int which, int64_t unit, int64_t z,
+                                int64_t y)
+{
+    const backward_state *s = run->state;
+    const backward_sink *sink = &run->sink[which];
+    const int64_t extent = s->g->axis[2].key_extent;
+    int64_t step;
+    const real *sum = backward_result(run, sink, unit, z, y, 0, &step);
+    for (int head = 0; head < s->g->beside; head++, sum += extent * step)
+        unpack_natural(sink->out.dtype, sum, step, (int)extent, which ? s->channels : s->depth,
+                       backward_head_row(run, &sink->out, unit, head, z, y), sink->out.axis[2]);
 }
 
 /* Adds the bands' own cells of a key row to the result, and stores it where it was only a copy. */
@@ -26,7 +51,7 @@ static void backward_finish_row(const backward_run *run, int64_t unit, int64_t r
             continue;
         int64_t step;
         for (int64_t c = 0; c < bands->row_cells && bands->own; c++) {
-            const int64_t x = c * bands->cell, left = axis[2].key_extent - x;
+            const int64_t x = c * bands->cell, left = na_row_keys(s->g) - x;
             real *result = backward_result(run, sink, unit, z, y, x, &step);
             for (int32_t band = 1; band < bands->count; band++) {
                 const int32_t first = na_band_first(bands, unit, band, run->workers);
@@ -38,11 +63,7 @@ static void backward_finish_row(const backward_run *run, int64_t unit, int64_t r
             }
         }
         if (sink->copy && sink->out.data)
-            unpack_natural(
-                sink->out.dtype, backward_result(run, sink, unit, z, y, 0, &step), sink->step,
-                (int)axis[2].key_extent, i ? s->channels : s->depth,
-                tensor_at(&sink->out, unit / s->g->kv_heads, unit % s->g->kv_heads, z, y, 0),
-                sink->out.axis[2]);
+            backward_store_copy(run, i, unit, z, y);
     }
     if (s->d_key_bias)
         backward_store_key_bias(run, unit, z, y);
@@ -63,7 +84,7 @@ static void backward_finish_more(const backward_run *run, int64_t unit)
                        sink->step, 1);
         unpack_natural(
             sink->more_out.dtype, sum, sink->step, (int)tokens, i ? s->channels : s->depth,
-            tensor_at(&sink->more_out, unit / s->g->kv_heads, unit % s->g->kv_heads, 0, 0, 0),
+            tensor_at(&sink->more_out, unit / s->g->head_sets, unit % s->g->head_sets, 0, 0, 0),
             sink->more_out.axis[0]);
     }
 }
@@ -72,7 +93,7 @@ static void backward_finish_more(const backward_run *run, int64_t unit)
 static void backward_finish_bias(const backward_run *run, int64_t head)
 {
     const backward_state *s = run->state;
-    const int64_t kv_heads = s->g->kv_heads, group = s->g->group, bands = s->bands->count;
+    const int64_t kv_heads = s->g->head_sets, group = s->g->group, bands = s->bands->count;
     for (int64_t entry = 0; entry < s->entries; entry++) {
         double sum = 0;
         for (int64_t b = 0; b < run->problem->batch; b++)
@@ -125,7 +146,7 @@ static size_t backward_share(backward_run *run, char *base)
     const natten_problem *p = run->problem;
     const int64_t units = s->bands->units, items = units * s->bands->count;
     const int64_t tokens =
-        units * p->axis[0].key_extent * p->axis[1].key_extent * p->axis[2].key_extent;
+        units * p->axis[0].key_extent * p->axis[1].key_extent * na_row_keys(s->g);
     real *bias = NULL;
     struct {
         void *part;
@@ -238,7 +259,7 @@ static void backward_sizes(backward_state *s, const natten_problem *p)
     s->line = ((s->g->width + line - 1) / line | 1) * line;
     s->block = block_reals(s->rows, s->depth > s->channels ? s->depth : s->channels);
     s->block_room = (s->block > most ? s->block : most) + (int64_t)s->rows * 2 * VL;
-    s->entries = bias_entries(p);
+    s->entries = na_bias_entries(p);
     s->kind_reals = padded(s->entries * VL) + VL;
     s->d_query = na_has(p, NATTEN_D_QUERY);
     s->d_key = na_has(p, NATTEN_D_KEY) || na_has(p, NATTEN_D_ADDITIONAL_KEY) || s->d_key_bias;
@@ -260,13 +281,15 @@ static natten_status backward_plan(natten_plan *plan)
      * have many. */
     const int more = ROWS_MAX / SCATTER_ROWS * SCATTER_ROWS;
     const int rows = na_window_size(p) > 200 ? more : SCATTER_ROWS;
-    s->g = na_choose(plan, VL, HALF, na_usual_cut(rows), ROWS_MAX);
+    na_cut cut = na_usual_cut(rows);
+    cut.beside = 0;
+    s->g = na_choose(plan, VL, HALF, cut, ROWS_MAX);
     if (!s->g || !bias_find_kinds(&s->kinds, s->g))
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     s->rows = s->g->cut.rows;
-    const int64_t units = p->batch * p->kv_heads;
+    const int64_t units = p->batch * s->g->head_sets;
     int64_t products = (na_window_size(p) + p->additional_tokens) * (p->head_dim + p->value_dim);
-    products *= p->heads / p->kv_heads;
+    products *= p->heads / s->g->head_sets;
     for (int i = 0; i < 3; i++)
         products *= p->axis[i].query_extent;
     s->bands = na_bands_make(s->g, units, products);

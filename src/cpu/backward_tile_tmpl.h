@@ -92,12 +92,6 @@ typedef struct backward_tile {
     int32_t limits[NA_ROWS][NA_LANES];
 } backward_tile;
 
-/* The first lane of a tile's row in a tensor of queries. */
-static char *backward_row(const backward_tile *t, const tensor *tensor, int r)
-{
-    return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
-}
-
 static int backward_lanes(const backward_tile *t, int r)
 {
     return na_lanes_of_row(t->row_lanes, t->rows, r);
@@ -116,11 +110,9 @@ static void backward_look_on(backward_worker *w, int tile, int end, int spans)
     const int next = tile + 1 < end ? tile + 1 : g->part[work->part].tile;
     for (int r = 0; r < work->rows; r++)
         for (int i = 0; i < 2 + run->state->d_slope; i++)
-            ahead_add(&w->queries_ahead, query_row(g, work, next, r, tensors[i]),
-                      tensors[i]->axis[2],
-                      (int64_t)(i ? run->state->channels : run->state->depth) *
-                          stored_size(tensors[i]->dtype),
-                      na_work_lanes(g, work, next, r)->count);
+            queries_ahead(&w->queries_ahead, g, work, next, r, tensors[i],
+                          (int64_t)(i ? run->state->channels : run->state->depth) *
+                              stored_size(tensors[i]->dtype));
     ahead_share(&w->queries_ahead, spans);
 }
 
@@ -147,24 +139,26 @@ static void backward_delta(backward_tile *t, int r)
 {
     const backward_run *run = t->w->run;
     const backward_state *s = run->state;
-    const int count = backward_lanes(t, r);
-    const char *out = backward_row(t, &run->out, r);
+    const na_work *work = &t->w->work;
+    const int lanes = backward_lanes(t, r), number = na_work_tile(s->g, work, t->tile, r);
     const real *grad = t->w->grad_natural + r * VL * s->value_step;
     real *delta = t->delta + r * VL;
+    NA_EACH_PIECE(p, s->g, number, lanes)
+    {
+        const char *out = piece_at(s->g, work, p, r, &run->out);
 #define ONE(type)                                                                                  \
     if (run->out.dtype == type)                                                                    \
-        multiply_tokens(type, grad, s->value_step, out, run->out.axis[2], count, s->channels,      \
-                        delta);
-    STORED(ONE)
+        multiply_tokens(type, grad + p.lane * s->value_step, s->value_step, out, run->out.axis[2], \
+                        p.end - p.lane, s->channels, delta + p.lane);
+        STORED(ONE)
 #undef ONE
+    }
     if (!run->d_lse.data)
         return;
-    const char *d_lse = backward_row(t, &run->d_lse, r);
-    for (int l = 0; l < count; l++, d_lse += run->d_lse.axis[2]) {
-        real x;
-        memcpy(&x, d_lse, sizeof x);
-        delta[l] -= x;
-    }
+    real d_lse[VL];
+    get_reals(s->g, work, t->tile, r, lanes, &run->d_lse, d_lse);
+    for (int l = 0; l < lanes; l++)
+        delta[l] -= d_lse[l];
 }
 
 /* Packs what the tile's queries bring along. */
@@ -176,37 +170,33 @@ static void backward_begin(backward_tile *t)
     const real scale = (real)run->problem->scale, scale2 = (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
         const int count = backward_lanes(t, r);
-        const char *query = backward_row(t, &run->query, r);
-        const char *grad = backward_row(t, &run->d_out, r);
-        pack_transposed(run->query.dtype, query, run->query.axis[2], count, s->depth, scale2,
-                        w->query + (int64_t)r * s->terms * VL, VL);
+        pack_queries(s->g, &w->work, t->tile, r, count, &run->query, run->query.dtype, s->depth,
+                     scale2, w->query + (int64_t)r * s->terms * VL);
         if (run->key_bias.data)
             vec_store(w->query + (int64_t)(r * s->terms + s->depth) * VL, vec_set1((real)LOG2_E));
         real *natural = w->query_natural + r * VL * s->key_step;
         if (s->d_key)
-            pack_natural(run->query.dtype, query, run->query.axis[2], count, s->depth, scale,
-                         natural, s->key_step);
+            pack_queries_naturally(s->g, &w->work, t->tile, r, count, &run->query, s->depth, scale,
+                                   natural, s->key_step);
         for (int l = 0; s->d_key_bias && l < count; l++, natural += s->key_step) {
             if (s->depth % VL == 0)
                 vec_store(natural + s->depth, vec_zero());
             natural[s->depth] = 1;
         }
-        pack_natural(run->d_out.dtype, grad, run->d_out.axis[2], count, s->channels, 1,
-                     w->grad_natural + r * VL * s->value_step, s->value_step);
+        pack_queries_naturally(s->g, &w->work, t->tile, r, count, &run->d_out, s->channels, 1,
+                               w->grad_natural + r * VL * s->value_step, s->value_step);
         real *lse = t->lse + r * VL;
         /* Weights of lanes that are no queries come out as 0. */
         vec_store(lse, vec_set1((real)INFINITY));
         vec_store(t->delta + r * VL, vec_zero());
         vec_store(t->scale + r * VL, vec_set1(scale));
-        const char *from = backward_row(t, &run->lse, r);
-        for (int l = 0; l < count; l++, from += run->lse.axis[2]) {
-            memcpy(&lse[l], from, sizeof(real));
+        get_reals(s->g, &w->work, t->tile, r, count, &run->lse, lse);
+        for (int l = 0; l < count; l++)
             /* Without keys weights come out as 0, too. */
             lse[l] = lse[l] == (real)-INFINITY ? (real)INFINITY : lse[l] * (real)LOG2_E;
-        }
         if (s->d_slope) {
-            pack_transposed(run->d_out.dtype, grad, run->d_out.axis[2], count, s->channels, 1,
-                            w->grad + (int64_t)r * s->channels * VL, VL);
+            pack_queries(s->g, &w->work, t->tile, r, count, &run->d_out, run->d_out.dtype,
+                         s->channels, 1, w->grad + (int64_t)r * s->channels * VL);
             backward_delta(t, r);
         }
         for (int l = 0; t->lanes->half && l < HALF; l++) {
@@ -357,8 +347,10 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
     const backward_run *run = w->run;
     const backward_state *s = run->state;
     real *out[ROWS_MAX];
+    int64_t out_lane[VL];
+    lane_offsets(s->g, t->tile, t->lanes->count, &run->d_query, (int)sizeof(real), out_lane);
     for (int r = 0; r < t->rows && run->direct; r++)
-        out[r] = (real *)backward_row(t, &run->d_query, r);
+        out[r] = (real *)query_row(s->g, &w->work, t->tile, r, &run->d_query);
     const aggregation a = {.spans = spans,
                            .count = count,
                            .lanes = t->lanes->count,
@@ -375,12 +367,11 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
                            .sum_lane = t->rows * s->key_step,
                            .factor = t->scale,
                            .out = run->direct ? out : NULL,
-                           .out_lane = run->d_query.axis[2] / (int)sizeof(real)};
+                           .out_lane = out_lane};
     aggregate_tile(&a, t->rows, t->row_lanes, s->depth);
     for (int r = 0; r < t->rows && end && !run->direct; r++)
-        unpack_natural(run->d_query.dtype, w->partial + r * s->key_step, t->rows * s->key_step,
-                       backward_lanes(t, r), s->depth, backward_row(t, &run->d_query, r),
-                       run->d_query.axis[2]);
+        unpack_queries(s->g, &w->work, t->tile, r, backward_lanes(t, r), &run->d_query,
+                       w->partial + r * s->key_step, t->rows * s->key_step, s->depth);
 }
 
 /* Adds the block's share of the gradients of keys (0) or values (1) to the sums. */

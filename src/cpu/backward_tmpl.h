@@ -91,18 +91,22 @@ static void zero_tokens(int64_t tokens, int64_t channels, real *to, int64_t step
         memset(to, 0, (size_t)channels * sizeof *to);
 }
 
-/* Where the result of key x is summed up; *step: from key to key. */
+/* Where the result of key x of a row of heads is summed up; *step: from key to key of a head. */
 static real *backward_result(const backward_run *run, const backward_sink *sink, int64_t unit,
                              int64_t z, int64_t y, int64_t x, int64_t *step)
 {
-    const natten_problem *p = run->problem;
+    const na_geometry *g = run->state->g;
+    const natten_axis *axis = g->axis;
     if (sink->copy) {
         *step = sink->step;
-        const int64_t row = (unit * p->axis[0].key_extent + z) * p->axis[1].key_extent + y;
-        return sink->copy + (row * p->axis[2].key_extent + x) * sink->step;
+        const int64_t row = (unit * axis[0].key_extent + z) * axis[1].key_extent + y;
+        return sink->copy + (row * na_row_keys(g) + x) * sink->step;
     }
     *step = sink->out.axis[2] / (int64_t)sizeof(real);
-    return (real *)tensor_at(&sink->out, unit / p->kv_heads, unit % p->kv_heads, z, y, x);
+    const int64_t beside = g->beside > 1 ? x / axis[2].key_extent : 0;
+    return (real *)tensor_at(&sink->out, unit / g->head_sets,
+                             unit % g->head_sets * g->beside + beside, z, y,
+                             x - beside * axis[2].key_extent);
 }
 
 /* Where a band sums up the cell that begins at key x; NULL: it has no part in it. */
@@ -142,7 +146,7 @@ static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int 
     const backward_state *s = w->run->state;
     const na_bands *bands = s->bands;
     const backward_held *held = &w->held[slot];
-    const int64_t begin = from / bands->cell * bands->cell, extent = s->g->axis[2].key_extent;
+    const int64_t begin = from / bands->cell * bands->cell, extent = na_row_keys(s->g);
     const int64_t end = begin + bands->cell < extent ? begin + bands->cell : extent;
     const int64_t number = backward_cell_number(s, held, from);
     const int add = backward_adds(w, number);
@@ -178,22 +182,6 @@ static void backward_flush(backward_worker *w, int64_t slot)
     }
 }
 
-/* Packs tokens into a slot. */
-static void backward_pack_slot(const backward_worker *w, int64_t slot, const tensor *key,
-                               const char *keys, int64_t key_token, const char *values,
-                               int64_t value_token, int tokens)
-{
-    const backward_state *s = w->run->state;
-    pack_transposed(key->dtype, keys, key_token, tokens, s->depth, 1,
-                    w->key + slot * s->line * s->terms, s->line);
-    if (s->d_slope)
-        pack_transposed(key->dtype, values, value_token, tokens, s->channels, 1,
-                        w->value + slot * s->line * s->channels, s->line);
-    if (s->d_query)
-        pack_natural(key->dtype, keys, key_token, tokens, s->depth, 1,
-                     w->natural + slot * s->g->apart * s->key_step, s->key_step);
-}
-
 /* Where the biases of a slot's keys are. */
 static real *backward_key_bias(const backward_worker *w, int64_t slot)
 {
@@ -208,12 +196,22 @@ static void backward_pack(void *context, int64_t slot, int32_t z, int32_t y, con
     const backward_run *run = w->run;
     const int64_t b = w->work.batch, h = w->work.kv_head;
     backward_flush(w, slot);
-    backward_pack_slot(w, slot, &run->key, tensor_at(&run->key, b, h, z, y, part->first),
-                       run->key.axis[2], tensor_at(&run->value, b, h, z, y, part->first),
-                       run->value.axis[2], part->width);
-    if (run->key_bias.data)
-        key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h, z, y, part->first),
-                      part->width, backward_key_bias(w, slot));
+    const backward_state *s = run->state;
+    const na_geometry *g = s->g;
+    pack_keys_transposed(g, &run->key, run->key.dtype, b, h, z, y, part, s->depth,
+                         w->key + slot * s->line * s->terms, s->line);
+    if (s->d_slope)
+        pack_keys_transposed(g, &run->value, run->value.dtype, b, h, z, y, part, s->channels,
+                             w->value + slot * s->line * s->channels, s->line);
+    if (s->d_query)
+        pack_keys_naturally(g, &run->key, b, h, z, y, part, s->depth,
+                            w->natural + slot * g->apart * s->key_step, s->key_step);
+    /* In order: each head's biases end in zeros, where the next one's begin. */
+    for (int i = 0; i < g->beside && run->key_bias.data; i++) {
+        const na_keys keys = na_keys_of(g, part, i);
+        key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h + i, z, y, keys.x), keys.count,
+                      backward_key_bias(w, slot) + keys.place);
+    }
 }
 
 /* Zeroes the sums of slots. */
@@ -247,20 +245,28 @@ static void backward_open_slots(backward_worker *w)
 static void backward_open_more(backward_worker *w)
 {
     const backward_run *run = w->run;
-    const na_geometry *g = run->state->g;
-    const int64_t b = w->unit / g->kv_heads, h = w->unit % g->kv_heads;
+    const backward_state *s = run->state;
+    const na_geometry *g = s->g;
+    const tensor *k = &run->more_key, *v = &run->more_value;
+    const int64_t b = w->unit / g->head_sets, h = w->unit % g->head_sets;
     const int fresh = w->tags[g->additional_slot] != w->unit;
     w->tags[g->additional_slot] = w->unit;
     backward_zero_slots(w, g->additional_slot, g->slots);
     for (int64_t n = 0, slot = g->additional_slot; fresh && n < g->additional;
          n += g->width, slot++) {
         const int64_t left = g->additional - n;
-        const int tokens = left < g->width ? (int)left : g->width;
-        const tensor *k = &run->more_key, *v = &run->more_value;
-        backward_pack_slot(w, slot, k, tensor_at(k, b, h, 0, 0, 0) + n * k->axis[0], k->axis[0],
-                           tensor_at(v, b, h, 0, 0, 0) + n * v->axis[0], v->axis[0], tokens);
+        const int some = left < g->width ? (int)left : g->width;
+        const char *keys = tensor_at(k, b, h, n, 0, 0), *values = tensor_at(v, b, h, n, 0, 0);
+        pack_transposed(k->dtype, keys, k->axis[0], some, s->depth, 1,
+                        w->key + slot * s->line * s->terms, s->line);
+        if (s->d_slope)
+            pack_transposed(k->dtype, values, v->axis[0], some, s->channels, 1,
+                            w->value + slot * s->line * s->channels, s->line);
+        if (s->d_query)
+            pack_natural(k->dtype, keys, k->axis[0], some, s->depth, 1,
+                         w->natural + slot * g->apart * s->key_step, s->key_step);
         if (run->key_bias.data)
-            key_bias_pack(NULL, NULL, tokens, backward_key_bias(w, slot));
+            key_bias_pack(NULL, NULL, some, backward_key_bias(w, slot));
     }
 }
 
@@ -284,7 +290,7 @@ static void backward_close(backward_worker *w)
     const backward_state *s = run->state;
     const na_geometry *g = s->g;
     const na_bands *bands = s->bands;
-    const int64_t item = w->unit * bands->count + w->band, extent = g->axis[2].key_extent;
+    const int64_t item = w->unit * bands->count + w->band, extent = na_row_keys(g);
     for (int64_t slot = 0; slot < g->additional_slot; slot++)
         backward_flush(w, slot);
     for (int i = 0; i < 2; i++) {
@@ -314,15 +320,11 @@ static void backward_close(backward_worker *w)
     }
 }
 
-/* Has what a slot's sums will be added to fetched. */
-static void backward_look_back(backward_worker *w, int64_t slot)
+/* Has what a slot's sums of a head's first keys will be added to fetched. */
+static void backward_look_cell(backward_worker *w, const backward_held *held, na_keys keys)
 {
-    const backward_held *held = &w->held[slot];
-    if (!held->dirty)
-        return;
-    /* Of several cells, the first one only. */
-    const int x = held->part->first, cell = w->run->state->bands->cell, begin = x / cell * cell;
-    const int keys = na_min(held->part->width, begin + cell - x);
+    const int x = held->part->first + keys.place, cell = w->run->state->bands->cell;
+    const int begin = x / cell * cell, count = na_min(keys.count, begin + cell - x);
     if (!backward_adds(w, backward_cell_number(w->run->state, held, x)))
         return;
     for (int i = 0; i < 2; i++) {
@@ -333,8 +335,20 @@ static void backward_look_back(backward_worker *w, int64_t slot)
         const real *to =
             backward_cell(w, sink, held->z, held->y, begin, &step) + (x - begin) * step;
         ahead_add(&w->keys_ahead, (const char *)to, step * (int64_t)sizeof(real),
-                  sink->channels * (int64_t)sizeof(real), keys);
+                  sink->channels * (int64_t)sizeof(real), count);
     }
+}
+
+/* Has what a slot's sums will be added to fetched. */
+static void backward_look_back(backward_worker *w, int64_t slot)
+{
+    const backward_held *held = &w->held[slot];
+    if (!held->dirty)
+        return;
+    /* Of several cells of a head, the first one only. */
+    const na_geometry *g = w->run->state->g;
+    for (int h = 0; h < g->beside; h++)
+        backward_look_cell(w, held, na_keys_of(g, held->part, h));
 }
 
 /* A na_pack that packs nothing: has what the next task will pack fetched during this one. */
@@ -344,10 +358,13 @@ static void backward_look(void *context, int64_t slot, int32_t z, int32_t y, con
     const backward_run *run = w->run;
     const int64_t b = w->next.batch, h = w->next.kv_head, size = stored_size(run->key.dtype);
     backward_look_back(w, slot);
-    ahead_add(&w->keys_ahead, tensor_at(&run->key, b, h, z, y, part->first), run->key.axis[2],
-              run->state->depth * size, part->width);
-    ahead_add(&w->keys_ahead, tensor_at(&run->value, b, h, z, y, part->first), run->value.axis[2],
-              run->state->channels * size, part->width);
+    for (int i = 0; i < run->state->g->beside; i++) {
+        const na_keys keys = na_keys_of(run->state->g, part, i);
+        ahead_add(&w->keys_ahead, tensor_at(&run->key, b, h + i, z, y, keys.x), run->key.axis[2],
+                  run->state->depth * size, keys.count);
+        ahead_add(&w->keys_ahead, tensor_at(&run->value, b, h + i, z, y, keys.x),
+                  run->value.axis[2], run->state->channels * size, keys.count);
+    }
 }
 
 /* The tiles of the task at hand; task `next` < end comes after it. */

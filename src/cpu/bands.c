@@ -31,7 +31,7 @@ static void add_part(const na_bands *b, const na_geometry *g, int64_t number, in
 {
     const int64_t from = g->part[part].first, to = from + g->part[part].width;
     const int64_t first = from / b->cell, last = (to - 1) / b->cell;
-    const int ends = to == g->axis[2].key_extent || to % b->cell == 0;
+    const int ends = to == na_row_keys(g) || to % b->cell == 0;
     more += number * b->row_cells;
     more[first]++;
     more[last + 1]--;
@@ -135,10 +135,10 @@ na_bands *na_bands_make(const na_geometry *g, int64_t units, int64_t products)
     na_bands *b = calloc(1, sizeof *b);
     if (!b)
         return NULL;
-    const int64_t extent = g->axis[2].key_extent;
+    const int64_t extent = na_row_keys(g);
     b->units = units;
     b->unit_tasks = g->tasks / b->units;
-    b->cell = g->parts == 1 ? (int32_t)extent : CELL;
+    b->cell = g->parts == 1 ? (int32_t)g->axis[2].key_extent : CELL;
     b->row_cells = (int32_t)((extent + b->cell - 1) / b->cell);
     b->cells = g->axis[0].key_extent * g->axis[1].key_extent * b->row_cells;
     int64_t count = (ENOUGH + b->units - 1) / b->units;

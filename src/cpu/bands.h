@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * How sums over queries (the gradients of keys, values, additional tokens and the bias) are shared
- * out. The tasks of one batch and key head are a unit; units are cut into bands by sizes alone, so
+ * out. The tasks of one batch and of the key heads side by
+ * side are a unit; units are cut into bands by sizes alone, so
  * that sums are taken in one order for any number of workers. Key rows are cut into cells: the
  * first band that touches a cell adds to the result itself, each later one to a cell of its own,
  * and these are added in the order of bands when all bands are done. */
@@ -14,7 +15,7 @@ typedef struct na_bands {
     int64_t units;
     int64_t unit_tasks;
     int64_t grain;     /* tasks that are in one band together */
-    int32_t cell;      /* keys of a cell; the last of a row may have fewer */
+    int32_t cell;      /* keys of a cell, all of one head; the last of a row may have fewer */
     int32_t row_cells; /* cells of a key row */
     int64_t cells;     /* of a unit */
     int64_t own;       /* cells that are not of the result, of a unit */

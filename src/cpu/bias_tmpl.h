@@ -11,15 +11,6 @@ static void key_bias_pack(const tensor *bias, const char *from, int tokens, real
         memcpy(channel + t, from + t * bias->axis[2], sizeof *channel);
 }
 
-/* Entries of a head's bias; 0: there is none. */
-static int64_t bias_entries(const natten_problem *p)
-{
-    int64_t entries = na_has(p, NATTEN_RPB);
-    for (int a = 0; a < 3; a++)
-        entries *= 2 * p->axis[a].window - 1;
-    return entries;
-}
-
 /* Where entry i of a head's bias is in its tensor. */
 static char *bias_at(const natten_problem *p, const tensor *rpb, int64_t head, int64_t i)
 {
@@ -30,7 +21,7 @@ static char *bias_at(const natten_problem *p, const tensor *rpb, int64_t head, i
 /* The bias of all heads, times a factor. */
 static void bias_pack(const natten_problem *p, const tensor *rpb, real factor, real *to)
 {
-    const int64_t entries = bias_entries(p);
+    const int64_t entries = na_bias_entries(p);
     for (int64_t h = 0; h < p->heads; h++)
         for (int64_t i = 0; i < entries; i++)
             *to++ = factor * load_scalar(rpb->dtype, bias_at(p, rpb, h, i));

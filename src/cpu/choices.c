@@ -14,7 +14,7 @@ enum { THREAD_COUNTS = sizeof thread_counts / sizeof *thread_counts };
 
 /* What a cut comes to: two that come to the same are one choice. */
 typedef struct shape {
-    int heads, pieces, part, across, planes;
+    int heads, pieces, part, across, planes, beside;
 } shape;
 
 typedef struct list {
@@ -23,28 +23,28 @@ typedef struct list {
     int count;
 } list;
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 /* Lane tiles that blocks across are made of: rows that share no key are not put together. */
 static int tiles_along(const na_geometry *g)
 {
     const natten_axis *x = &g->axis[2];
     const int64_t apart = na_tiles_apart(g);
     const int join = x->window > apart * g->lanes / x->dilation;
-    return join ? ceil_div(ceil_div((int)x->query_extent, g->lanes), (int)apart) : 1;
+    return join ? na_ceil_div(na_ceil_div((int)x->query_extent, g->lanes), (int)apart) : 1;
 }
 
 /* Blocks of nearly equal size: fewer rows matter only if they make more blocks. */
 static shape shape_of(const na_geometry *g, na_cut cut)
 {
     const natten_axis *y = &g->axis[1], *x = &g->axis[2];
-    const int head_tiles = ceil_div(g->group, cut.rows), heads = ceil_div(g->group, head_tiles);
-    const int tiles = ceil_div((int)x->query_extent, g->lanes);
+    const int head_tiles = na_ceil_div(g->group, cut.rows),
+              heads = na_ceil_div(g->group, head_tiles);
+    const int beside = na_cut_beside(g->axis, g->lanes, cut, cut.across);
+    const int tiles = na_ceil_div(beside * (int)x->query_extent, g->lanes);
     const int along =
-        cut.across ? tiles_along(g) : ceil_div((int)y->query_extent, (int)y->dilation);
-    shape s = {heads, ceil_div(along, cut.rows / heads), 1, cut.across, cut.planes};
+        cut.across ? tiles_along(g) : na_ceil_div((int)y->query_extent, (int)y->dilation);
+    shape s = {heads, na_ceil_div(along, cut.rows / heads), 1, cut.across, cut.planes, beside};
     const int extent = cut.across ? (int)x->key_extent : tiles * g->lanes;
-    s.part = cut.across && extent > cut.part ? cut.part : ceil_div(extent, cut.part);
+    s.part = cut.across && extent > cut.part ? cut.part : na_ceil_div(extent, cut.part);
     return s;
 }
 
@@ -54,7 +54,7 @@ static void add(list *l, const na_geometry *g, na_cut cut)
     for (int i = 0; i < l->count; i++) {
         const shape *o = &l->shape[i];
         if (o->heads == s.heads && o->pieces == s.pieces && o->part == s.part &&
-            o->across == s.across && o->planes == s.planes)
+            o->across == s.across && o->planes == s.planes && o->beside == s.beside)
             return;
     }
     if (l->count < MOST_CUTS) {
@@ -66,7 +66,7 @@ static void add(list *l, const na_geometry *g, na_cut cut)
 /* Starts from the geometry that was thought best. */
 static void make_list(list *l, const na_geometry *g, int most)
 {
-    const na_cut first = {g->cut.rows, g->cut.part, g->across, g->planes};
+    const na_cut first = {g->cut.rows, g->cut.part, g->across, g->planes, g->beside};
     const int may_turn = g->axis[2].query_extent > g->lanes;
     add(l, g, first);
     for (int turned = 0; turned <= may_turn; turned++) {
@@ -81,14 +81,15 @@ static void make_list(list *l, const na_geometry *g, int most)
         cut.part = part;
         add(l, g, cut);
     }
-    if (first.planes) {
-        na_cut cut = first;
-        cut.planes = 0;
-        add(l, g, cut);
-    }
+    na_cut other = first;
+    other.planes = 0;
+    add(l, g, other);
+    other = first;
+    other.beside = 1;
+    add(l, g, other);
 }
 
-static double products_of(const natten_problem *p)
+double na_products(const natten_problem *p)
 {
     double products = (double)(na_window_size(p) + p->additional_tokens) *
                       (double)(p->head_dim + p->value_dim) * (double)(p->batch * p->heads);
@@ -112,7 +113,7 @@ void na_describe_choice(natten_plan *plan, const char *format, ...)
 int na_choose_cut(natten_plan *plan, int cuts)
 {
     const int64_t choice = plan->merged.choice;
-    const int few = products_of(&plan->merged) < few_products ? THREAD_COUNTS : 0;
+    const int few = na_products(&plan->merged) < few_products ? THREAD_COUNTS : 0;
     plan->choices = cuts - 1 + few;
     if (choice >= cuts && choice <= plan->choices)
         plan->most_workers = thread_counts[choice - cuts];
@@ -131,11 +132,12 @@ na_geometry *na_choose(natten_plan *plan, int lanes, int half, na_cut usual, int
         na_geometry_free(g);
         g = na_geometry_make(&plan->merged, lanes, half, l.cut[cut]);
     }
-    if (g)
-        na_describe_choice(plan, "%d rows %s, parts of %d", g->cut.rows,
-                           g->across   ? "across"
-                           : g->planes ? "upright over planes"
-                                       : "upright",
-                           g->cut.part);
+    if (!g)
+        return NULL;
+    const char *way = g->across ? "across" : g->planes ? "upright over planes" : "upright";
+    if (g->beside > 1)
+        na_describe_choice(plan, "%d rows %s, %d heads side by side", g->cut.rows, way, g->beside);
+    else
+        na_describe_choice(plan, "%d rows %s, parts of %d", g->cut.rows, way, g->cut.part);
     return g;
 }

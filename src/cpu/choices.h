@@ -8,7 +8,10 @@
 #include "cpu/tiles.h"
 
 /* So many rows, and all else as it usually is. */
-static inline na_cut na_usual_cut(int rows) { return (na_cut){rows, NA_PART, -1, 1}; }
+static inline na_cut na_usual_cut(int rows) { return (na_cut){rows, NA_PART, -1, 1, 1}; }
+
+/* Multiplications of a problem, borders and masks not looked at. */
+double na_products(const natten_problem *problem);
 
 /* Makes the geometry of the plan's choice, at first the usual one, and notes in the plan how many
  * choices there are and what this one is. A choice there is not is the plan's maker's to reject: it

@@ -3,7 +3,8 @@
  * Lanes are consecutive queries; the keys they see at one place of their windows are neighbours
  * too, so one load of transposed keys serves all lanes, and all rows.
  * Parameters: V the vector type, W(word) its words, WIDTH its lanes, T(name) names the results;
- * MORE_MODES(rows, keys), if any, as the other modes below, and PERMUTE2(i, a, b) for them;
+ * SPLITS(rows, keys) and PERMUTES2(rows, keys), if any, as the other modes below, and PERMUTE2(i,
+ * a, b) and MERGE(a, b, n) for them;
  * ALIGNS(rows, keys) if NA_PERMUTE is to load whole lines, and INDEX_ADD(i, n) for it;
  * SLIDE_SHAPES(X) for which there is NA_SLIDE, and SLIDE(a, b, n) for it. */
 
@@ -55,6 +56,8 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
                 k = W(loadu)(key[c] + at);
             if (mode == NA_PERMUTE)
                 k = W(permute)(start[c], k);
+            if (mode == NA_SPLIT)
+                k = MERGE(k, W(loadu)(key[c] + at + a->apart), a->split);
             if (mode == NA_PERMUTE2)
                 k = PERMUTE2(start[c], k, W(loadu)(key[c] + at + VL));
             k = W(pin)(k);
@@ -110,7 +113,8 @@ static ALWAYS_INLINE void T(correlate)(const int rows, const int keys, const int
     }
 #define MODES(rows, keys)                                                                          \
     ONE(rows, keys, NA_SHIFT)                                                                      \
-    ONE(rows, keys, NA_PERMUTE) ONE(rows, keys, NA_BROADCAST) MORE_MODES(rows, keys)
+    ONE(rows, keys, NA_PERMUTE)                                                                    \
+    ONE(rows, keys, NA_BROADCAST) SPLITS(rows, keys) PERMUTES2(rows, keys)
 #define FEW_MODES(rows, keys) ONE(rows, keys, NA_SHIFT) ONE(rows, keys, NA_BROADCAST)
 #define SLIDES(rows, keys) ONE(rows, keys, NA_SLIDE)
 CORRELATE_SHAPES(MODES)

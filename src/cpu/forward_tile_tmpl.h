@@ -67,14 +67,6 @@ typedef struct forward_tile {
     int32_t limits[NA_ROWS][NA_LANES];
 } forward_tile;
 
-/* The first lane of row r of a tile in a tensor of queries. */
-static char *query_row(const na_geometry *g, const na_work *work, int tile, int r,
-                       const tensor *tensor)
-{
-    return tensor_at(tensor, work->batch, na_work_head(work, r), work->z, na_work_query(g, work, r),
-                     na_work_tile(g, work, tile, r) * g->lanes);
-}
-
 static char *forward_row(const forward_tile *t, const tensor *tensor, int r)
 {
     return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
@@ -97,9 +89,8 @@ static void forward_next_queries(forward_worker *w, int tile, int spans)
     const tensor *q = &w->run->query;
     const int next = same ? tile + 1 : g->part[work->part].tile;
     for (int r = 0; r < work->rows; r++)
-        ahead_add(&w->queries, query_row(g, work, next, r, q), q->axis[2],
-                  (int64_t)w->run->state->depth * stored_size(packed_as(q->dtype)),
-                  na_work_lanes(g, work, next, r)->count);
+        queries_ahead(&w->queries, g, work, next, r, q,
+                      (int64_t)w->run->state->depth * stored_size(packed_as(q->dtype)));
     ahead_share(&w->queries, spans);
 }
 
@@ -111,9 +102,8 @@ static void forward_begin(forward_tile *t)
     const int64_t step = (int64_t)s->terms * VL;
     const real scale = PER_REAL > 1 ? 1 : (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
-        pack_transposed(packed_as(run->query.dtype), forward_row(t, &run->query, r),
-                        run->query.axis[2], forward_lanes(t, r), s->depth, scale,
-                        w->query + r * step, VL);
+        pack_queries(s->g, &w->work, t->tile, r, forward_lanes(t, r), &run->query,
+                     packed_as(run->query.dtype), s->depth, scale, w->query + r * step);
         if (run->key_bias.data)
             vec_store(w->query + r * step + s->depth * VL, vec_set1((real)LOG2_E));
         vec_store(t->top + r * VL, vec_set1((real)-INFINITY));
@@ -254,12 +244,10 @@ static void forward_finish(forward_tile *t)
         real lse[VL] __attribute__((aligned(64)));
         vec_store(t->total + r * VL, total);
         vec_store(lse, vec_fma(vec_load(t->low + r * VL), vec_set1((real)LN_2), logarithm(total)));
-        char *to = forward_row(t, &run->lse, r);
-        for (int l = 0, lanes = forward_lanes(t, r); l < lanes; l++, to += run->lse.axis[2]) {
+        for (int l = 0; l < VL; l++)
             if (t->total[r * VL + l] == 0)
                 lse[l] = (real)-INFINITY;
-            memcpy(to, &lse[l], sizeof(real));
-        }
+        put_reals(run->state->g, &t->w->work, t->tile, r, forward_lanes(t, r), &run->lse, lse);
     }
 }
 
@@ -308,6 +296,8 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
     const forward_run *run = t->w->run;
     const forward_state *s = run->state;
     out_real *out[ROWS_MAX];
+    int64_t out_lane[VL];
+    lane_offsets(s->g, t->tile, t->lanes->count, &run->out, (int)sizeof(out_real), out_lane);
     for (int r = 0; r < t->rows && run->direct; r++)
         out[r] = (out_real *)(void *)forward_row(t, &run->out, r);
     for (int from = 0; from < count;) {
@@ -339,7 +329,7 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                                .sum_lane = t->rows * s->value_step,
                                .factor = t->factor,
                                .out = run->direct ? out : NULL,
-                               .out_lane = run->out.axis[2] / (int)sizeof(out_real)};
+                               .out_lane = out_lane};
         aggregate_tile(&a, t->rows, t->row_lanes, s->channels);
         for (int r = 0; r < t->rows; r++)
             t->at[r] += reals[r];
@@ -390,7 +380,6 @@ static void forward_tile_run(forward_worker *w, int tile)
         from += count;
     }
     for (int r = 0; r < t.rows && !run->direct; r++)
-        unpack_natural(run->out.dtype, w->sum + r * s->value_step, t.rows * s->value_step,
-                       forward_lanes(&t, r), s->channels, forward_row(&t, &run->out, r),
-                       run->out.axis[2]);
+        unpack_queries(g, &w->work, tile, r, forward_lanes(&t, r), &run->out,
+                       w->sum + r * s->value_step, t.rows * s->value_step, s->channels);
 }

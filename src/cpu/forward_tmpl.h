@@ -37,15 +37,20 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
     const forward_run *run = w->run;
     const forward_state *s = run->state;
     const int64_t b = w->work.batch, h = w->work.kv_head;
-    pack_transposed(packed_as(run->key.dtype), tensor_at(&run->key, b, h, z, y, part->first),
-                    run->key.axis[2], part->width, s->depth, 1, w->key + slot * s->slot_step,
-                    s->key_depth);
-    if (run->key_bias.data)
-        key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h, z, y, part->first),
-                      part->width, w->key + slot * s->slot_step + s->depth * s->key_depth);
-    pack_values(run->value.dtype, tensor_at(&run->value, b, h, z, y, part->first),
-                run->value.axis[2], part->width, (int)s->g->axis[2].dilation, s->channels,
-                w->value + slot * s->g->apart * s->value_step, s->value_step);
+    real *const key = w->key + slot * s->slot_step;
+    real *const value = w->value + slot * s->g->apart * s->value_step;
+    pack_keys_transposed(s->g, &run->key, packed_as(run->key.dtype), b, h, z, y, part, s->depth,
+                         key, s->key_depth);
+    /* In order: each head's biases end in zeros, where the next one's begin. */
+    for (int i = 0; i < s->g->beside; i++) {
+        const na_keys keys = na_keys_of(s->g, part, i);
+        if (run->key_bias.data)
+            key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h + i, z, y, keys.x),
+                          keys.count, key + s->depth * s->key_depth + keys.place);
+        pack_values(run->value.dtype, tensor_at(&run->value, b, h + i, z, y, keys.x),
+                    run->value.axis[2], keys.count, (int)s->g->axis[2].dilation, s->channels,
+                    value + keys.place * s->value_step, s->value_step);
+    }
 }
 
 /* A na_pack that packs nothing: has fetched what will be packed. Much of a small window's time
@@ -57,10 +62,13 @@ static void forward_look(void *context, int64_t slot, int32_t z, int32_t y, cons
     const tensor *k = &w->run->key, *v = &w->run->value;
     const int64_t b = w->next.batch, h = w->next.kv_head;
     (void)slot;
-    ahead_add(&w->tokens, tensor_at(k, b, h, z, y, part->first), k->axis[2],
-              (int64_t)s->depth * stored_size(packed_as(k->dtype)), part->width);
-    ahead_add(&w->tokens, tensor_at(v, b, h, z, y, part->first), v->axis[2],
-              (int64_t)s->channels * stored_size(v->dtype), part->width);
+    for (int i = 0; i < s->g->beside; i++) {
+        const na_keys keys = na_keys_of(s->g, part, i);
+        ahead_add(&w->tokens, tensor_at(k, b, h + i, z, y, keys.x), k->axis[2],
+                  (int64_t)s->depth * stored_size(packed_as(k->dtype)), keys.count);
+        ahead_add(&w->tokens, tensor_at(v, b, h + i, z, y, keys.x), v->axis[2],
+                  (int64_t)s->channels * stored_size(v->dtype), keys.count);
+    }
 }
 
 /* Additional tokens are packed when the batch or the head changes. */
@@ -69,24 +77,21 @@ static void forward_pack_more(forward_worker *w)
     const forward_run *run = w->run;
     const forward_state *s = run->state;
     const na_geometry *g = s->g;
-    const int64_t tag = w->work.batch * g->kv_heads + w->work.kv_head;
+    const int64_t tag = w->work.batch * g->head_sets + w->work.kv_head;
     if (w->tags[g->additional_slot] == tag)
         return;
     w->tags[g->additional_slot] = tag;
     for (int64_t n = 0, slot = g->additional_slot; n < g->additional; n += g->width, slot++) {
         const int64_t left = g->additional - n;
-        const int tokens = left < g->width ? (int)left : g->width;
+        const int some = left < g->width ? (int)left : g->width;
         const tensor *k = &run->more_key, *v = &run->more_value;
-        pack_transposed(packed_as(k->dtype),
-                        tensor_at(k, w->work.batch, w->work.kv_head, 0, 0, 0) + n * k->axis[0],
-                        k->axis[0], tokens, s->depth, 1, w->key + slot * s->slot_step,
-                        s->key_depth);
+        pack_transposed(packed_as(k->dtype), tensor_at(k, w->work.batch, w->work.kv_head, n, 0, 0),
+                        k->axis[0], some, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
         if (run->key_bias.data)
-            key_bias_pack(NULL, NULL, tokens,
-                          w->key + slot * s->slot_step + s->depth * s->key_depth);
+            key_bias_pack(NULL, NULL, some, w->key + slot * s->slot_step + s->depth * s->key_depth);
         pack_values(v->dtype,
                     tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
-                    v->axis[0], tokens, 1, s->channels, w->value + slot * g->apart * s->value_step,
+                    v->axis[0], some, 1, s->channels, w->value + slot * g->apart * s->value_step,
                     s->value_step);
     }
 }
@@ -212,6 +217,7 @@ static natten_status forward_plan(natten_plan *plan)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory to make a plan.");
     na_cut cut = na_usual_cut(forward_rows(p));
     cut.part = forward_part(p, cut.rows);
+    cut.beside = 0;
     s->g = na_choose(plan, VL, HALF, cut, ROWS_MAX);
     if (!s->g) {
         free(s);
@@ -232,7 +238,7 @@ static natten_status forward_plan(natten_plan *plan)
     s->whole = keys <= room;
     s->chapter = (int)(s->whole ? keys : room);
     s->score_row = (int64_t)s->chapter * VL + 2 * VL;
-    s->bias_head = bias_entries(p);
+    s->bias_head = na_bias_entries(p);
     forward_worker w;
     s->worker_bytes = forward_layout(s, &w, NULL);
     plan->state = s;

@@ -1,136 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include "cpu/tiles.h"
+#include "cpu/lanes.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-/* How the starts of the tile's lanes lie. */
-static int mode_of(const na_lanes *tile, int lanes, int full)
-{
-    int shift = 1, broadcast = 1, largest = 0;
-    for (int l = 0; l < tile->count; l++) {
-        shift &= tile->start[l] == l;
-        broadcast &= tile->start[l] == 0;
-        largest = na_max(largest, tile->start[l]);
-    }
-    return shift                ? NA_SHIFT
-           : broadcast          ? NA_BROADCAST
-           : largest < lanes    ? NA_PERMUTE
-           : largest < 2 * full ? NA_PERMUTE2
-                                : NA_GATHER;
-}
-
-/* Fills in the lanes of the tile that begins with a query; returns its base. */
-static int make_lanes(na_geometry *g, na_lanes *tile, int query)
-{
-    const natten_axis *axis = &g->axis[2];
-    int dilation = (int)axis->dilation, base = INT32_MAX;
-    *tile = (na_lanes){.count = na_min(g->lanes, (int)axis->query_extent - query), .uniform = 1};
-    tile->half = tile->count <= g->half;
-    for (int l = 0; l < tile->count; l++) {
-        na_window window = na_local_window(axis, query + l);
-        int place = (int)(axis->query_origin - axis->key_origin) + query + l;
-        tile->start[l] = window.first;
-        tile->limit[l] = window.count;
-        tile->bias[l] = (window.first - place) / dilation + (int)axis->window - 1;
-        base = na_min(base, window.first);
-        tile->keys = na_max(tile->keys, window.count);
-        tile->uniform &= tile->bias[l] == tile->bias[0];
-    }
-    for (int l = 0; l < tile->count; l++) {
-        tile->start[l] -= base;
-        tile->masked |= tile->limit[l] != tile->keys;
-        tile->spread = na_max(tile->spread, tile->start[l]);
-    }
-    g->spread = na_max(g->spread, tile->spread);
-    tile->mode = mode_of(tile, tile->half ? g->half : g->lanes, g->lanes);
-    for (int l = tile->count; l < NA_LANES; l++) {
-        /* Where keys lie far apart they are copied in pieces that follow one another. */
-        tile->start[l] = tile->mode == NA_SHIFT      ? l
-                         : tile->mode > NA_BROADCAST ? tile->start[l - 1] + 1
-                                                     : 0;
-        tile->limit[l] = tile->keys;
-        tile->bias[l] = tile->bias[0];
-    }
-    tile->bias_low = tile->bias[0];
-    for (int l = 1; l < NA_LANES; l++)
-        tile->bias_low = na_min(tile->bias_low, tile->bias[l]);
-    for (int l = 0; l < NA_LANES; l++) {
-        tile->bias_step[l] = tile->bias[l] - tile->bias_low;
-        tile->bias_reach = na_max(tile->bias_reach, tile->bias_step[l]);
-    }
-    return base;
-}
-
-/* The number of the kind that is like the one at the end of the list, which is dropped if an
- * earlier one is. Looks at the last few only: like tiles follow each other. */
-static int settle_kind(na_geometry *g)
-{
-    const na_lanes *last = &g->lane[g->lane_kinds];
-    for (int i = g->lane_kinds - 1; i >= 0 && i >= g->lane_kinds - 64; i--)
-        if (!memcmp(&g->lane[i], last, sizeof *last))
-            return i;
-    return g->lane_kinds++;
-}
-
-/* Whether the windows of queries [begin, end) are all in step: a period on, a query sees the same
- * keys a period on. A window never moves further than its query, and it never shrinks; so it is
- * enough to look at both ends. */
-static int in_step(const natten_axis *axis, int period, int begin, int end)
-{
-    for (int i = 0; i < period; i++) {
-        const na_window head = na_local_window(axis, begin + i);
-        const na_window tail = na_local_window(axis, end - period + i);
-        if (tail.first - head.first != end - period - begin || tail.count != head.count)
-            return 0;
-    }
-    return 1;
-}
-
-/* How many whole tiles from this one on are alike but for their place. Far from the borders of a
- * long axis all are, and making each costs more than all else of a plan. */
-static int count_alike(const na_geometry *g, int tile)
-{
-    const natten_axis *axis = &g->axis[2];
-    const int64_t period = axis->dilation * axis->stride;
-    const int begin = tile * g->lanes, left = (int)axis->query_extent / g->lanes - tile;
-    int count = 1, step = 1;
-    if (period > g->lanes || g->lanes % period)
-        return count;
-    while (step <= left - count &&
-           in_step(axis, (int)period, begin, begin + (count + step) * g->lanes)) {
-        count += step;
-        step *= 2;
-    }
-    for (step /= 2; step > 0; step /= 2)
-        if (step <= left - count &&
-            in_step(axis, (int)period, begin, begin + (count + step) * g->lanes))
-            count += step;
-    return count;
-}
-
-static int make_lane_tiles(na_geometry *g)
-{
-    int extent = (int)g->axis[2].query_extent, room = 0;
-    g->lane_tiles = ceil_div(extent, g->lanes);
-    g->tile = calloc((size_t)g->lane_tiles, sizeof *g->tile);
-    for (int i = 0; g->tile && i < g->lane_tiles;) {
-        if (g->lane_kinds == room) {
-            room = 2 * room + 8;
-            na_lanes *more = realloc(g->lane, (size_t)room * sizeof *more);
-            if (!more)
-                return 0;
-            g->lane = more;
-        }
-        const int base = make_lanes(g, &g->lane[g->lane_kinds], i * g->lanes);
-        const int kind = settle_kind(g), end = i + count_alike(g, i);
-        for (int first = i; i < end; i++)
-            g->tile[i] = (na_tile){.base = base + (i - first) * g->lanes, .kind = kind};
-    }
-    return g->tile != NULL;
-}
 
 /* Gives back what turned out to be too much. */
 static void trim_blocks(na_geometry *g)
@@ -148,7 +20,8 @@ static int make_upright_blocks(na_geometry *g, int rows)
     if (!g->block)
         return 0;
     for (int residue = 0; residue < dilation; residue++) {
-        int count = ceil_div(extent - residue, (int)axis->dilation), pieces = ceil_div(count, rows);
+        int count = na_ceil_div(extent - residue, (int)axis->dilation),
+            pieces = na_ceil_div(count, rows);
         for (int i = 0; i < pieces; i++) {
             na_block *block = &g->block[g->blocks++];
             int from = (int)((int64_t)count * i / pieces);
@@ -191,7 +64,7 @@ static int across_rows(const na_geometry *g, int i, int rows)
     for (int j = i; j < g->lane_tiles; j++)
         if (g->tile[j].base != g->tile[i].base || !joins(g, &g->tile[i], &g->tile[j]))
             return rows;
-    return ceil_div(count, ceil_div(count, rows));
+    return na_ceil_div(count, na_ceil_div(count, rows));
 }
 
 /* A tile of the last few queries becomes one of a whole vector, as the rows before it. */
@@ -238,7 +111,7 @@ static int make_across_blocks(na_geometry *g, int rows)
 /* Parts of equal numbers of lane tiles, each with all the keys these see. */
 static int make_upright_parts(na_geometry *g)
 {
-    g->parts = ceil_div(g->lane_tiles * g->lanes, g->cut.part);
+    g->parts = na_ceil_div(g->lane_tiles * g->lanes, g->cut.part);
     g->part = calloc((size_t)g->parts, sizeof *g->part);
     if (!g->part)
         return 0;
@@ -257,6 +130,10 @@ static int make_upright_parts(na_geometry *g)
                 end = na_max(end, base + tile->start[l] + last + 1);
             }
         }
+        if (g->beside > 1) {
+            part->first = 0;
+            end = (int)na_row_keys(g);
+        }
         part->width = part->cut = end - part->first;
         g->width = na_max(g->width, part->width);
     }
@@ -267,8 +144,8 @@ static int make_upright_parts(na_geometry *g)
 static int make_across_parts(na_geometry *g)
 {
     int extent = (int)g->axis[2].key_extent, reach = na_max(g->spread, g->lanes);
-    int cut = na_max(g->cut.part, ceil_div(2 * reach, g->lanes) * g->lanes);
-    g->parts = ceil_div(extent, cut);
+    int cut = na_max(g->cut.part, na_ceil_div(2 * reach, g->lanes) * g->lanes);
+    g->parts = na_ceil_div(extent, cut);
     g->part = calloc((size_t)g->parts, sizeof *g->part);
     if (!g->part)
         return 0;
@@ -292,7 +169,7 @@ static int make_across_parts(na_geometry *g)
  * before. Windows stand still at borders: together they see no more keys than there are. */
 static double sharing(double rows, const natten_axis *axis, double apart)
 {
-    const double keys = ceil_div((int)axis->key_extent, (int)axis->dilation);
+    const double keys = na_ceil_div((int)axis->key_extent, (int)axis->dilation);
     const double reach = (double)axis->window + (rows - 1) * apart;
     const double shared = rows * (double)axis->window / (reach < keys ? reach : keys);
     return shared > 1 ? shared : 1;
@@ -320,9 +197,9 @@ static double window_cost(const na_geometry *g, double shared)
 static double upright_cost(const na_geometry *g, int rows)
 {
     const natten_axis *y = &g->axis[1], *x = &g->axis[2];
-    const int most = na_min(rows, ceil_div((int)y->query_extent, (int)y->dilation));
+    const int most = na_min(rows, na_ceil_div((int)y->query_extent, (int)y->dilation));
     const double shared = sharing(most, y, 1), extent = (double)x->key_extent;
-    const double parts = ceil_div((int)x->query_extent, g->cut.part);
+    const double parts = na_ceil_div((int)x->query_extent, g->cut.part);
     const double reach = (double)((x->window - 1) * x->dilation);
     const double width = (double)x->query_extent / parts + reach;
     const double again = g->axis[0].query_extent > 1 ? (double)y->window / shared : 1;
@@ -335,8 +212,8 @@ static double upright_cost(const na_geometry *g, int rows)
 static double across_cost(const na_geometry *g, natten_op op, int rows)
 {
     const natten_axis *z = &g->axis[0], *y = &g->axis[1], *x = &g->axis[2];
-    const int tiles = ceil_div((int)x->query_extent, g->lanes), apart = na_tiles_apart(g);
-    const int most = na_min(rows, ceil_div(tiles, apart));
+    const int tiles = na_ceil_div((int)x->query_extent, g->lanes), apart = na_tiles_apart(g);
+    const int most = na_min(rows, na_ceil_div(tiles, apart));
     const double keys = (double)apart * g->lanes / (double)x->dilation;
     const double shared = sharing(most, x, keys);
     const double reach = ((double)x->window + (most - 1) * keys) * (double)x->dilation;
@@ -397,10 +274,18 @@ static void make_bounds(na_geometry *g, const natten_problem *problem, int rows)
     g->additional_slot = (int64_t)g->ring_z * g->ring_y * g->ring_part;
     int64_t more = (g->additional + g->width - 1) / g->width;
     g->slots = g->additional_slot + more;
-    g->spans = g->key_rows * (ceil_div(keys, NA_RUN) + cuts) + (int)(g->additional / NA_RUN) +
+    g->spans = g->key_rows * (na_ceil_div(keys, NA_RUN) + cuts) + (int)(g->additional / NA_RUN) +
                (int)more + 1;
     int64_t maps = g->axis[0].query_extent * (g->across ? g->axis[1].query_extent : g->parts);
-    g->tasks = problem->batch * g->kv_heads * maps * g->blocks * g->head_tiles;
+    g->tasks = problem->batch * g->head_sets * maps * g->blocks * g->head_tiles;
+}
+
+int64_t na_bias_entries(const natten_problem *p)
+{
+    int64_t entries = na_has(p, NATTEN_RPB);
+    for (int a = 0; a < 3; a++)
+        entries *= 2 * p->axis[a].window - 1;
+    return entries;
 }
 
 na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, na_cut cut)
@@ -413,18 +298,22 @@ na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half
     g->half = half;
     g->cut = cut;
     memcpy(g->axis, problem->axis, sizeof g->axis);
-    g->kv_heads = problem->kv_heads;
     g->group = (int)(problem->heads / problem->kv_heads);
-    g->head_tiles = ceil_div(g->group, rows);
-    g->heads = ceil_div(g->group, g->head_tiles);
+    g->head_tiles = na_ceil_div(g->group, rows);
+    g->heads = na_ceil_div(g->group, g->head_tiles);
     rows /= g->heads;
     g->across = choose_across(g, (natten_op)problem->op, rows);
-    int made = make_lane_tiles(g);
+    if (!cut.beside)
+        cut.beside = na_choose_beside(g, problem);
+    g->cut.beside = g->beside = na_cut_beside(g->axis, lanes, cut, g->across);
+    g->head_sets = problem->kv_heads / g->beside;
+    g->bias_entries = g->beside > 1 ? (int)na_bias_entries(problem) * g->group : 0;
+    int made = na_make_lane_tiles(g);
     if (g->across)
         made = made && make_across_blocks(g, rows) && make_across_parts(g);
     else
         made = made && make_upright_blocks(g, rows) && make_upright_parts(g);
-    g->width = ceil_div(g->width + g->lanes, g->lanes) * g->lanes;
+    g->width = na_ceil_div(g->width + g->lanes, g->lanes) * g->lanes;
     g->apart = g->width | 1;
     if (!made || !make_ring(g, problem)) {
         na_geometry_free(g);

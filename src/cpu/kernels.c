@@ -25,6 +25,7 @@
 #include "cpu/pairs_tmpl.h"
 #include "cpu/bias_tmpl.h"
 #include "cpu/dropout_tmpl.h"
+#include "cpu/queries_tmpl.h"
 #include "cpu/forward_tile_tmpl.h"
 #include "cpu/forward_tmpl.h"
 #ifndef PAIRS

@@ -44,9 +44,9 @@ static const int correlate_keys[CORRELATE_ROWS + 1] = {0, 8, 5, 3, 2};
 #else
 enum { ROWS_MAX = 6, SHIFT_ROWS = 3 };
 static const int correlate_keys[CORRELATE_ROWS + 1] = {0, 8, 6, 4, 2};
-#define CORRELATE_SHAPES(X) FEW_SHAPES(X) X(2, 6)
+#define CORRELATE_SHAPES(X) FEW_SHAPES(X)
 /* No register is left for a permutation's places. */
-#define FULL_SHAPES(X) X(3, 4)
+#define FULL_SHAPES(X) X(2, 6) X(3, 4)
 #endif
 #endif
 
@@ -76,6 +76,7 @@ typedef struct correlation {
     int first;              /* number of the run's first key, compared with limit */
     const int32_t *start;   /* of lanes */
     int spread;             /* the largest of them */
+    int split, apart;       /* SPLIT: lanes of the first piece, and how far off the rest is */
     const int32_t *limit; /* scores of keys at or beyond a lane's limit become `forbidden`; NULL */
     real forbidden;
     int64_t limit_step; /* between rows */
@@ -95,21 +96,24 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #define T(name) name
 #define WIDTH VL
 #define PERMUTE2(i, a, b) vec_permute2(i, a, b)
+#define MERGE(a, b, n) vec_merge(a, b, n)
 #define INDEX_ADD(i, n) vec_index_add(i, n)
 #define SLIDE(a, b, n) vec_slide(a, b, n)
 #ifdef WHOLE_LINES
+#define SPLITS(rows, keys) ONE(rows, keys, NA_SPLIT)
 /* Where few rows share a key, loads take longer than products: there it pays to permute instead. */
 #define ALIGNS(rows, keys) ((rows) < 3 || ((rows) == 3 && (keys) < 5))
 #define SLIDE_SHAPES(X)                                                                            \
     X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8)
 #else
+#define SPLITS(rows, keys)
 #define ALIGNS(rows, keys) 0
 #define SLIDE_SHAPES(X)
 #endif
-#if REGISTERS >= 32
-#define MORE_MODES(rows, keys) ONE(rows, keys, NA_PERMUTE2)
+#ifdef NOT_FUSED
+#define PERMUTES2(rows, keys)
 #else
-#define MORE_MODES(rows, keys)
+#define PERMUTES2(rows, keys) ONE(rows, keys, NA_PERMUTE2)
 #endif
 #include "cpu/correlate_tmpl.h"
 #undef V
@@ -117,7 +121,9 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #undef T
 #undef WIDTH
 #undef PERMUTE2
-#undef MORE_MODES
+#undef MERGE
+#undef SPLITS
+#undef PERMUTES2
 #undef INDEX_ADD
 #undef SLIDE
 #undef ALIGNS
@@ -129,7 +135,9 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #define T(name) half_##name
 #define WIDTH HALF
 #define PERMUTE2(i, a, b) (a)
-#define MORE_MODES(rows, keys)
+#define MERGE(a, b, n) (a)
+#define SPLITS(rows, keys)
+#define PERMUTES2(rows, keys)
 #define INDEX_ADD(i, n) (i)
 #define SLIDE(a, b, n) ((void)(b), (a))
 #define ALIGNS(rows, keys) 0
@@ -140,7 +148,9 @@ static ALWAYS_INLINE const real *key_at(const correlation *a, int number)
 #undef T
 #undef WIDTH
 #undef PERMUTE2
-#undef MORE_MODES
+#undef MERGE
+#undef SPLITS
+#undef PERMUTES2
 #undef INDEX_ADD
 #undef SLIDE
 #undef ALIGNS
@@ -161,6 +171,15 @@ static int group_spans(const na_span *spans, int count)
            spans[some].len == s->len && spans[some].start == s->start && !spans[some].limit)
         some++;
     return some;
+}
+
+/* Lanes of start 0 and on. */
+static int first_piece(const int32_t *start)
+{
+    int lanes = 1;
+    while (lanes < VL && start[lanes] == lanes)
+        lanes++;
+    return lanes;
 }
 
 /* Lanes whose keys follow one another: a dilation longer than a vector leaves two or three such
@@ -349,6 +368,8 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
                            .first = span->first,
                            .start = span->start,
                            .spread = span->spread,
+                           .split = mode == NA_SPLIT ? first_piece(span->start) : 0,
+                           .apart = span->start[VL - 1] - (VL - 1),
                            .limit = span->limit ? span->limit + span->lo * span->limit_step : NULL,
                            .limit_step = span->limit_step,
                            .forbidden = t->forbidden,
@@ -356,7 +377,7 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
                            .top = t->top ? t->top + span->lo * VL : NULL};
     const int64_t owed[2] = {t->ahead[0] ? (int64_t)t->ahead[0]->quota * count : 0,
                              t->ahead[0] ? (int64_t)t->ahead[1]->quota * count : 0};
-    const int most = mode == NA_PERMUTE ? CORRELATE_ROWS : SHIFT_ROWS;
+    const int most = mode == NA_SHIFT || mode == NA_BROADCAST ? SHIFT_ROWS : CORRELATE_ROWS;
     const int slid = mode == NA_SHIFT && span->step == 1 && !t->half ? count : 0;
     const int far = t->half ? mode > NA_BROADCAST : !correlate_table[mode][1][1];
     if (far)

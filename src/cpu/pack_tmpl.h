@@ -121,23 +121,26 @@ static real load_scalar(int dtype, const void *p)
     return all[0];
 }
 
-/* A square of at most VL tokens and exactly VL channels, or at most (part). */
-static ALWAYS_INLINE void pack_square(const int dtype, const char *source, int64_t token,
-                                      int tokens, int channels, real factor, real *to,
-                                      int64_t channel)
+/* A square of at most VL tokens and exactly VL channels, or at most (part): from `source` on, a
+ * `token` apart, or (places) `token` bytes from each of these. */
+static ALWAYS_INLINE void pack_square(const int dtype, const char *const *places,
+                                      const char *source, int64_t token, int tokens, int channels,
+                                      real factor, real *to, int64_t channel)
 {
     vec r[VL];
+#define TOKEN(i) (places ? places[i] + token : source + (i) * token)
     if (tokens == VL && channels == VL) {
         UNROLL
         for (int i = 0; i < VL; i++)
-            r[i] = load_stored(dtype, source + i * token);
+            r[i] = load_stored(dtype, TOKEN(i));
     } else {
         UNROLL
         for (int i = 0; i < VL; i++)
             r[i] = i >= tokens      ? vec_zero()
-                   : channels == VL ? load_stored(dtype, source + i * token)
-                                    : load_stored_part(dtype, source + i * token, channels);
+                   : channels == VL ? load_stored(dtype, TOKEN(i))
+                                    : load_stored_part(dtype, TOKEN(i), channels);
     }
+#undef TOKEN
     if (factor != 1) {
         UNROLL
         for (int i = 0; i < VL; i++)
@@ -163,11 +166,65 @@ static void pack_transposed(int dtype, const char *source, int64_t token, int to
             const int some = tokens - t < VL ? tokens - t : VL;
 #define ONE(type)                                                                                  \
     if (dtype == type)                                                                             \
-        pack_square(type, source + c * stored_size(type), token, some, few, factor,                \
+        pack_square(type, NULL, source + c * stored_size(type), token, some, few, factor,          \
                     to + c * channel, channel);
             STORED(ONE)
 #undef ONE
         }
+}
+
+/* Tokens in memory, `step` bytes apart; behind the last of `left` those of the next head follow,
+ * `jump` bytes from there, which are `extent`. */
+typedef struct tokens {
+    const char *at;
+    int64_t step, jump;
+    int left, extent;
+} tokens;
+
+static const char *next_token(tokens *t)
+{
+    const char *at = t->at;
+    const int last = --t->left == 0;
+    t->at += last ? t->jump : t->step;
+    t->left = last ? t->extent : t->left;
+    return at;
+}
+
+/* As pack_transposed, a square of tokens of more than one head. */
+static void pack_seam(int dtype, tokens *source, int count, int channels, real factor, real *to,
+                      int64_t channel)
+{
+    const char *places[VL];
+    const int few = channels < VL ? channels : VL;
+    for (int t = 0; t < VL; t++)
+        places[t] = t < count ? next_token(source) : NULL;
+    for (int i = 0; i < channels; i += VL) {
+        const int c = i + few < channels ? i : channels - few;
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        pack_square(type, places, NULL, c *stored_size(type), count, few, factor,                  \
+                    to + c * channel, channel);
+        STORED(ONE)
+#undef ONE
+    }
+}
+
+/* The same of tokens of several heads after each other. */
+static void pack_heads(int dtype, tokens source, int count, int channels, real factor, real *to,
+                       int64_t channel)
+{
+    for (int some; count > 0; count -= some, to += some) {
+        some = count <= source.left ? count : source.left / VL * VL;
+        if (some) {
+            pack_transposed(dtype, source.at, source.step, some, channels, factor, to, channel);
+            source.at += (some - 1) * source.step;
+            source.left -= some - 1;
+            next_token(&source);
+        } else {
+            some = count < VL ? count : VL;
+            pack_seam(dtype, &source, some, channels, factor, to, channel);
+        }
+    }
 }
 
 /* Of a vector of which the last n lanes are wanted: moves them to the front, zeros behind them. */

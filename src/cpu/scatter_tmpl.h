@@ -220,7 +220,7 @@ static void store_box(const scatter_worker *w, const box *box)
             continue;
         const real *from = w->sum + ((row - box->row) * b->most_keys + b->margin) * step;
         char *to =
-            tensor_at(&s->key, box->pair / g->kv_heads, box->pair % g->kv_heads, z, y, box->x);
+            tensor_at(&s->key, box->pair / g->head_sets, box->pair % g->head_sets, z, y, box->x);
         if (s->stream)
             stream_tokens(from, step, box->x_end - box->x, s->depth, to, s->key.axis[2]);
         else
@@ -384,13 +384,13 @@ static real share_sum(const scattered *s, int64_t pair, int64_t batches, int64_t
     double sum = 0;
     for (int64_t b = 0; b < batches; b++)
         for (int64_t i = 0; i < s->shares; i++)
-            sum += s->sums[((b * s->geometry->kv_heads + pair) * s->shares + i) * sums + element];
+            sum += s->sums[((b * s->geometry->head_sets + pair) * s->shares + i) * sums + element];
     return (real)sum;
 }
 
 static void store_more(const scattered *s, real *room)
 {
-    const int64_t step = padded(s->depth), heads = s->geometry->kv_heads;
+    const int64_t step = padded(s->depth), heads = s->geometry->head_sets;
     for (int64_t pair = 0; pair < s->pairs; pair++)
         for (int64_t token = 0; token < s->geometry->additional; token++) {
             for (int64_t c = 0; c < step; c++)

@@ -35,6 +35,7 @@
  *   index_add(i, n)                     lane l: i[l] + n
  *   slide(a, b, n)                      lane l: the (n + l)-th of a's lanes followed by b's; n < 8
  *                                       is known when it is compiled
+ *   merge(a, b, n)                      lane l: l < n ? a[l] : b[l]
  * HALF_WORDS: there are words for halves, with names that begin with half, and
  *   half_low(a) half_vec(a)             a vector's lower half; a half and anything
  * Where products of pairs of bfloat16 are an instruction, a header for float defines PAIRS.
@@ -98,6 +99,7 @@ static inline int64_t stored_weights(int spans, int keys)
 #ifndef WHOLE_LINES
 WORD vec_index vec_index_add(vec_index i, int n) { return (void)n, i; }
 WORD vec vec_slide(vec a, vec b, int n) { return (void)b, (void)n, a; }
+WORD vec vec_merge(vec a, vec b, int n) { return (void)b, (void)n, a; }
 #endif
 #if defined(HALF_WORDS) && !defined(PAIRS)
 WORD half half_dot(half a, half b, half c) { return half_fma(a, b, c); }

@@ -3,8 +3,6 @@
 
 #include <stdlib.h>
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 /* The next digit of a task's number. */
 static int digit(int64_t *number, int64_t base)
 {
@@ -32,8 +30,8 @@ na_work na_work_at(const na_geometry *g, int64_t task)
     work.z = g->order_z[z];
     if (!g->across)
         work.part = digit(&task, g->parts);
-    work.kv_head = task % g->kv_heads;
-    work.batch = task / g->kv_heads;
+    work.kv_head = task % g->head_sets * g->beside;
+    work.batch = task / g->head_sets;
     work.head += (int)work.kv_head * g->group;
     return work;
 }
@@ -110,7 +108,7 @@ int na_key_rows(const na_geometry *g, const na_work *work, int together, na_key_
 static inline int64_t tag_of(const na_geometry *g, const na_work *work, const na_key_row *row,
                              int part)
 {
-    int64_t tag = work->batch * g->kv_heads + work->kv_head;
+    int64_t tag = work->batch * g->head_sets * g->beside + work->kv_head;
     tag = (tag * g->axis[0].key_extent + row->z) * g->axis[1].key_extent + row->y;
     return tag * g->parts + part;
 }
@@ -188,14 +186,14 @@ static int cut_run(const na_geometry *g, const na_work *work, run r, na_span spa
     int count = 0, step = (int)g->axis[2].dilation, base = span.x, even = r.to - r.from;
     int64_t slot = span.slot;
     if (even > NA_RUN)
-        even = ceil_div(even, ceil_div(even, NA_RUN));
+        even = na_ceil_div(even, na_ceil_div(even, NA_RUN));
     while (r.from < r.to) {
         int64_t key = base + (int64_t)r.from * step;
         int number = g->across ? (int)(key / g->part[0].cut) : work->part;
         const na_part *part = &g->part[number];
         int x = (int)(key - part->first), len = na_min(even, r.to - r.from);
         if (g->across)
-            len = na_min(len, ceil_div(part->cut - x, step));
+            len = na_min(len, na_ceil_div(part->cut - x, step));
         span.slot = g->across ? slot + number % g->ring_part : slot;
         span.token = span.slot * g->apart + x;
         span.x = x;

@@ -20,10 +20,11 @@
 enum { NA_LANES = 16, NA_ROWS = 6, NA_RUN = 48 };
 
 /* Where the keys of a tile's lanes lie in transposed memory, lane l at start[l]:
- * SHIFT start[l] = l; PERMUTE start[l] < lanes; BROADCAST start[l] = 0; PERMUTE2 start[l] < 2 *
- * lanes; GATHER anything. SLIDE is SHIFT for a run of neighbours, which lie in two vectors: no tile
- * has it, it is taken where loads would limit the speed. */
-enum { NA_SHIFT, NA_PERMUTE, NA_BROADCAST, NA_PERMUTE2, NA_GATHER, NA_SLIDE, NA_MODES };
+ * SHIFT start[l] = l; PERMUTE start[l] < lanes; BROADCAST start[l] = 0; SPLIT start[l] = l, but
+ * from some lane on l + n; PERMUTE2 start[l] < 2 * lanes; GATHER anything. SLIDE is SHIFT for a run
+ * of neighbours, which lie in two vectors: no tile has it, it is taken where loads would limit the
+ * speed. */
+enum { NA_SHIFT, NA_PERMUTE, NA_BROADCAST, NA_SPLIT, NA_PERMUTE2, NA_GATHER, NA_SLIDE, NA_MODES };
 
 /* Up to `lanes` consecutive queries of the innermost axis, but for where they lie: most lane tiles
  * of a map are alike. Lanes that are no queries have start 0 (l for SHIFT). */
@@ -37,15 +38,18 @@ typedef struct na_lanes {
     int32_t spread;  /* the largest start of a lane that is a query */
     int32_t start[NA_LANES];
     int32_t limit[NA_LANES]; /* keys of the lane */
-    int32_t bias[NA_LANES];  /* place of the lane's first key in the innermost axis of the rpb */
-    int32_t bias_low;        /* the lowest of these, and how far from it they lie */
+    /* Place of the lane's first key in the innermost axis of the rpb of the first head. */
+    int32_t bias[NA_LANES];
+    int32_t bias_low;                        /* the lowest of these, and how far from it they lie */
     int32_t bias_step[NA_LANES], bias_reach; /* and the farthest */
 } na_lanes;
 
-/* A lane tile. Its first query is its number times `lanes`. */
+/* A lane tile. Its first query is its number times `lanes`, counted over the heads that lie side by
+ * side: query x of one of them. */
 typedef struct na_tile {
     int32_t base; /* the key all starts are counted from */
     int32_t kind; /* its lanes */
+    int32_t head, x;
 } na_tile;
 
 /* Rows of a tile before heads are counted. */
@@ -73,6 +77,9 @@ typedef struct na_cut {
     int32_t part;
     int32_t across; /* -1: what shares more keys */
     int32_t planes; /* 0: never a ring of whole planes; 1: where it is small enough */
+    /* Key heads side by side, if upright and in one part; divides their number. 0: what wastes the
+     * fewest lanes. */
+    int32_t beside;
 } na_cut;
 
 enum { NA_PART = 512 };
@@ -81,9 +88,16 @@ typedef struct na_geometry {
     na_cut cut;
     int32_t lanes, half;
     int32_t across;
-    int32_t group;      /* query heads per key head */
-    int32_t heads;      /* query heads of one tile */
-    int32_t head_tiles; /* tiles that take to cover a group */
+    /* Key heads whose rows are one long row to lanes and slots: query x of the one of number h is
+     * query h * query_extent + x of it, and so with keys. Where a head's rows fill their vectors
+     * badly (28 = 1.75 x 16), four of them fill seven. Each has its own borders: axis[2] is that of
+     * one head. */
+    int32_t beside;
+    int64_t head_sets;    /* key heads by so many */
+    int32_t bias_entries; /* of each head, if there are several */
+    int32_t group;        /* query heads per key head */
+    int32_t heads;        /* query heads of one tile */
+    int32_t head_tiles;   /* tiles that take to cover a group */
     int32_t lane_tiles, blocks, parts;
     int32_t ring_z, ring_y, ring_part; /* slots of the ring: key rows of axes 0, 1; parts */
     int32_t planes;   /* 1: the ring holds whole planes of axes 1, 2, and tasks run along axis 1;
@@ -103,9 +117,11 @@ typedef struct na_geometry {
     na_block *block;
     na_part *part;
     natten_axis axis[3];
-    int64_t kv_heads, additional;
+    int64_t additional;
     int64_t additional_slot; /* the first slot of additional tokens, geometry->width in each */
 } na_geometry;
+
+static inline int na_ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /* The window of a local query, its first key local. */
 static inline na_window na_local_window(const natten_axis *axis, int query)
@@ -113,6 +129,16 @@ static inline na_window na_local_window(const natten_axis *axis, int query)
     na_window window = na_window_of(na_axis_of(axis), (int)axis->query_origin + query);
     window.first -= (int)axis->key_origin;
     return window;
+}
+
+/* Entries of a head's position bias; 0: there is none. */
+int64_t na_bias_entries(const natten_problem *problem);
+
+/* Heads side by side of a cut: upright, and if their rows fit one part. */
+static inline int32_t na_cut_beside(const natten_axis axis[3], int lanes, na_cut cut, int across)
+{
+    const int64_t tiles = (cut.beside * axis[2].query_extent + lanes - 1) / lanes;
+    return !across && tiles * lanes <= cut.part ? cut.beside : 1;
 }
 
 /* Makes the tables: lanes of a vector, lanes of a half vector (0: none). NULL: no memory. */
@@ -135,12 +161,12 @@ static inline int32_t na_tiles_apart(const na_geometry *geometry)
 /* A unit of work: the tiles of one block. Tasks are numbered so that neighbours share packed keys.
  */
 typedef struct na_work {
-    int64_t batch, kv_head;
-    int32_t head;  /* first query head */
-    int32_t heads; /* query heads of its tiles */
-    int32_t z, y;  /* query of axis 0; across: of axis 1 */
-    int32_t part;  /* upright */
-    int32_t rows;  /* of its tiles: rows of the block times heads, the head running fastest */
+    int64_t batch, kv_head; /* kv_head: the first of those side by side */
+    int32_t head;           /* first query head */
+    int32_t heads;          /* query heads of its tiles */
+    int32_t z, y;           /* query of axis 0; across: of axis 1 */
+    int32_t part;           /* upright */
+    int32_t rows; /* of its tiles: rows of the block times heads, the head running fastest */
     uint8_t row_block[NA_ROWS]; /* of each tile row: its row of the block */
     uint8_t row_head[NA_ROWS];  /* and which of the heads */
     const na_block *block;
@@ -166,12 +192,55 @@ static inline int32_t na_work_offset(const na_work *work, int row)
     return work->block->offset[work->row_block[row]];
 }
 
+/* Lanes [lane, end) of a lane tile: queries of one of the heads side by side, from x on. */
+typedef struct na_piece {
+    int32_t head, x, lane, end;
+} na_piece;
+
+#define NA_EACH_PIECE(piece, geometry, tile, count)                                                \
+    for (na_piece piece = na_first_piece(geometry, tile, count); piece.lane < (count);             \
+         piece = na_next_piece(geometry, piece, count))
+
+/* The first one of a lane tile of `count` queries, and the one after another: there is one if its
+ * lane is less than count. */
+static inline na_piece na_first_piece(const na_geometry *geometry, int32_t tile, int32_t count)
+{
+    const na_tile *t = &geometry->tile[tile];
+    return (na_piece){t->head, t->x, 0,
+                      na_min(count, (int32_t)geometry->axis[2].query_extent - t->x)};
+}
+
+static inline na_piece na_next_piece(const na_geometry *geometry, na_piece piece, int32_t count)
+{
+    const int32_t extent = (int32_t)geometry->axis[2].query_extent;
+    return (na_piece){piece.head + 1, 0, piece.end, na_min(count, piece.end + extent)};
+}
+
 /* The number of tile row r's lane tile; `tile` is the tile at hand (upright: part->tile <= tile <
  * end). */
 static inline int32_t na_work_tile(const na_geometry *geometry, const na_work *work, int tile,
                                    int row)
 {
     return geometry->across ? work->block->index[work->row_block[row]] : tile;
+}
+
+/* Keys of a head in the slots of a part: keys [x, x + count) of its rows, from key `place` of the
+ * part on. */
+typedef struct na_keys {
+    int32_t x, place, count;
+} na_keys;
+
+static inline na_keys na_keys_of(const na_geometry *geometry, const na_part *part, int head)
+{
+    const int extent = (int)geometry->axis[2].key_extent;
+    return geometry->beside > 1 ? (na_keys){0, head * extent, extent}
+                                : (na_keys){part->first, 0, part->width};
+}
+
+/* Keys of a row of slots, of all heads. */
+static inline int64_t na_row_keys(const na_geometry *geometry)
+{
+    return geometry->beside * geometry->axis[2].key_extent;
 }
 
 static inline const na_lanes *na_tile_lanes(const na_geometry *geometry, int32_t tile)

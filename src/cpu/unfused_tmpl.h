@@ -96,7 +96,7 @@ static int pack_keys(worker *w, const na_work *work, int transposed)
 {
     const unfused *u = w->u;
     const na_geometry *g = u->geometry;
-    const int64_t pair = work->batch * g->kv_heads + work->kv_head;
+    const int64_t pair = work->batch * g->head_sets + work->kv_head;
     const int row_count = na_key_rows(g, work, 0, w->rows);
     w->work = work;
     na_ring_fill(g, work, w->rows, row_count, w->tags,
@@ -229,6 +229,8 @@ static void gather_tile(worker *w, tile *t)
     ahead_fetch(&w->keys, w->keys.quota);
     real factor[NA_ROWS * VL] __attribute__((aligned(64))), *out[NA_ROWS];
     real *at[NA_ROWS];
+    int64_t out_lane[VL];
+    lane_offsets(t->geometry, t->number, t->lanes.most, &u->query, (int)sizeof(real), out_lane);
     for (int r = 0; r < rows; r++) {
         vec_store(factor + r * VL, vec_set1(u->factor));
         out[r] = (real *)query_at(&u->query, t, r);
@@ -252,7 +254,7 @@ static void gather_tile(worker *w, tile *t)
                                .sum_lane = step,
                                .factor = factor,
                                .out = direct ? out : NULL,
-                               .out_lane = u->query.axis[2] / (int64_t)sizeof(real)};
+                               .out_lane = out_lane};
         aggregate_tile(&a, rows, t->lanes, u->depth);
     }
     for (int r = 0; r < rows && !direct; r++)
@@ -430,7 +432,7 @@ static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
 {
     const natten_problem *p = &plan->merged;
     const tensor rpb = tensor_of(p, run, NATTEN_RPB);
-    unfused_parts x = {.bias_reals = rpb.data ? p->heads * bias_entries(p) + VL : 0};
+    unfused_parts x = {.bias_reals = rpb.data ? p->heads * na_bias_entries(p) + VL : 0};
     x.moves = unfused_of(plan, run, &x.u);
     x.scatters = scattered_of(plan, run, &x.s);
     char *memory = na_scratch_take(unfused_layout(&x, NULL));
@@ -440,7 +442,7 @@ static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
     if (rpb.data) {
         bias_pack(p, &rpb, 1, x.bias);
         x.u.bias = x.bias;
-        x.u.bias_head = bias_entries(p);
+        x.u.bias_head = na_bias_entries(p);
     }
     if (x.moves)
         na_parallel(run, x.u.workers, x.u.key_depth ? score_task : gather_task, &x.u);

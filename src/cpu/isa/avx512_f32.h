@@ -65,6 +65,10 @@ WORD vec_index vec_index_low16(vec_index a)
 WORD vec_index vec_index_high16(vec_index a) { return _mm512_srli_epi32(a, 16); }
 WORD vec vec_permute(vec_index i, vec a) { return _mm512_permutexvar_ps(i, a); }
 WORD vec vec_permute2(vec_index i, vec a, vec b) { return _mm512_permutex2var_ps(a, i, b); }
+WORD vec vec_merge(vec a, vec b, int n)
+{
+    return _mm512_mask_mov_ps(b, (__mmask16)((1u << n) - 1), a);
+}
 WORD vec vec_slide(vec a, vec b, int n)
 {
     const __m512i low = _mm512_castps_si512(a), high = _mm512_castps_si512(b);
