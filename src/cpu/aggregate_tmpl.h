@@ -352,15 +352,18 @@ static int halves_of(int channels)
 
 /* Bytes of weights, of all rows, and of the values that they multiply: about the first cache's
  * size. With more, processors that multiply a whole vector in one turn wait for the next cache;
- * with less, sums are loaded and stored more often. */
-enum { BLOCK_BYTES = 32 << 10 };
+ * with less, sums are loaded and stored more often. LANES_BYTES: with the values that all lanes
+ * together multiply, which of short runs are several times as many. */
+enum { BLOCK_BYTES = 32 << 10, LANES_BYTES = 44 << 10 };
 
-/* Reals of the weights of such a block. */
-static int64_t block_reals(int rows, int channels)
+/* Reals of the weights of such a block, of runs of so many keys. */
+static int64_t block_reals(int rows, int channels, int64_t run)
 {
-    const int64_t weights = (int64_t)rows * VL;
-    const int64_t key = weights / PER_REAL + padded(channels);
-    const int64_t keys = BLOCK_BYTES / (int64_t)sizeof(real) / key;
+    const int64_t weights = (int64_t)rows * VL, value = padded(channels);
+    const int64_t seen = run < NA_RUN ? run : NA_RUN;
+    const int64_t one = BLOCK_BYTES / (weights / PER_REAL + value);
+    const int64_t all = LANES_BYTES / (weights / PER_REAL + value * (seen + VL - 1) / seen);
+    const int64_t keys = (one < all ? one : all) / (int64_t)sizeof(real);
     return (keys > 1 ? keys : 1) * weights;
 }
 

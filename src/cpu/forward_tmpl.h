@@ -234,7 +234,7 @@ static natten_status forward_plan(natten_plan *plan)
     s->terms = s->depth + na_has(p, NATTEN_KEY_BIAS);
     s->slot_step = s->key_depth * s->terms;
     s->value_step = padded(s->channels);
-    s->block = block_reals(s->rows, s->channels);
+    s->block = block_reals(s->rows, s->channels, p->axis[2].window);
     s->whole = keys <= room;
     s->chapter = (int)(s->whole ? keys : room);
     s->score_row = (int64_t)s->chapter * VL + 2 * VL;
