@@ -21,7 +21,7 @@ typedef struct aggregation {
     int64_t sum_row, sum_lane;
     const real *factor;      /* [row of the call][VL] */
     out_real *const *out;    /* of each row of the call: lane 0; NULL: into sum */
-    const int64_t *out_lane; /* of each lane: from lane 0 */
+    const int64_t *out_lane; /* of each lane: bytes from lane 0 */
     const span_run *runs;    /* made by aggregate_spans, for the rows of one call */
     int run_count;
     int part; /* channels of the call's last vector, 0: all; in `out` nothing lies behind them */
@@ -158,6 +158,11 @@ static ALWAYS_INLINE sums_way sums_way_of(const aggregation *a)
                       : SUMS_LAST;
 }
 
+static inline out_real *lane_out(const aggregation *a, int r, int l)
+{
+    return (out_real *)(void *)((char *)a->out[r] + a->out_lane[l]);
+}
+
 /* Sums of row r of the call and of lane l. */
 static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const aggregation *a,
                                      const int r, int l, const vec whole[CHANNELS_MAX], tail last)
@@ -167,7 +172,7 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
     const int end = any ? a->end : way == SUMS_WHOLE || way == SUMS_LAST;
     const vec factor = vec_set1(end ? a->factor[r * VL + l] : 1);
     real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
-    out_real *out = end && (!any || a->out) ? a->out[r] + a->out_lane[l] : NULL;
+    out_real *out = end && (!any || a->out) ? lane_out(a, r, l) : NULL;
     UNROLL
     for (int i = 0; i < (halves + 1) / 2; i++) {
         vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];

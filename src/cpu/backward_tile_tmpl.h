@@ -97,6 +97,12 @@ static int backward_lanes(const backward_tile *t, int r)
     return na_lanes_of_row(t->row_lanes, t->rows, r);
 }
 
+static inline query_lanes backward_queries(const backward_tile *t, const tensor *tensor, int r)
+{
+    return query_lanes_of(t->w->run->state->g, &t->w->work, t->tile, r, backward_lanes(t, r),
+                          tensor);
+}
+
 /* Has what the next tile's queries bring along fetched: of this task, or of the next. */
 static void backward_look_on(backward_worker *w, int tile, int end, int spans)
 {
@@ -109,10 +115,13 @@ static void backward_look_on(backward_worker *w, int tile, int end, int spans)
         return;
     const int next = tile + 1 < end ? tile + 1 : g->part[work->part].tile;
     for (int r = 0; r < work->rows; r++)
-        for (int i = 0; i < 2 + run->state->d_slope; i++)
-            queries_ahead(&w->queries_ahead, g, work, next, r, tensors[i],
+        for (int i = 0; i < 2 + run->state->d_slope; i++) {
+            const query_lanes lanes = query_lanes_of(
+                g, work, next, r, na_work_lanes(g, work, next, r)->count, tensors[i]);
+            queries_ahead(&w->queries_ahead, &lanes,
                           (int64_t)(i ? run->state->channels : run->state->depth) *
                               stored_size(tensors[i]->dtype));
+        }
     ahead_share(&w->queries_ahead, spans);
 }
 
@@ -139,25 +148,25 @@ static void backward_delta(backward_tile *t, int r)
 {
     const backward_run *run = t->w->run;
     const backward_state *s = run->state;
-    const na_work *work = &t->w->work;
-    const int lanes = backward_lanes(t, r), number = na_work_tile(s->g, work, t->tile, r);
+    const query_lanes out = backward_queries(t, &run->out, r);
     const real *grad = t->w->grad_natural + r * VL * s->value_step;
     real *delta = t->delta + r * VL;
-    NA_EACH_PIECE(p, s->g, number, lanes)
+    NA_EACH_PIECE(p, s->g, out.number, out.count)
     {
-        const char *out = piece_at(s->g, work, p, r, &run->out);
+        const char *at = out.at + piece_offset(&out, p);
 #define ONE(type)                                                                                  \
     if (run->out.dtype == type)                                                                    \
-        multiply_tokens(type, grad + p.lane * s->value_step, s->value_step, out, run->out.axis[2], \
+        multiply_tokens(type, grad + p.lane * s->value_step, s->value_step, at, run->out.axis[2],  \
                         p.end - p.lane, s->channels, delta + p.lane);
         STORED(ONE)
 #undef ONE
     }
     if (!run->d_lse.data)
         return;
+    const query_lanes from = backward_queries(t, &run->d_lse, r);
     real d_lse[VL];
-    get_reals(s->g, work, t->tile, r, lanes, &run->d_lse, d_lse);
-    for (int l = 0; l < lanes; l++)
+    get_reals(&from, d_lse);
+    for (int l = 0; l < from.count; l++)
         delta[l] -= d_lse[l];
 }
 
@@ -170,33 +179,35 @@ static void backward_begin(backward_tile *t)
     const real scale = (real)run->problem->scale, scale2 = (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
         const int count = backward_lanes(t, r);
-        pack_queries(s->g, &w->work, t->tile, r, count, &run->query, run->query.dtype, s->depth,
-                     scale2, w->query + (int64_t)r * s->terms * VL);
+        const query_lanes query = backward_queries(t, &run->query, r);
+        const query_lanes grad = backward_queries(t, &run->d_out, r);
+        const query_lanes from = backward_queries(t, &run->lse, r);
+        pack_queries(&query, run->query.dtype, s->depth, scale2,
+                     w->query + (int64_t)r * s->terms * VL);
         if (run->key_bias.data)
             vec_store(w->query + (int64_t)(r * s->terms + s->depth) * VL, vec_set1((real)LOG2_E));
         real *natural = w->query_natural + r * VL * s->key_step;
         if (s->d_key)
-            pack_queries_naturally(s->g, &w->work, t->tile, r, count, &run->query, s->depth, scale,
-                                   natural, s->key_step);
+            pack_queries_naturally(&query, s->depth, scale, natural, s->key_step);
         for (int l = 0; s->d_key_bias && l < count; l++, natural += s->key_step) {
             if (s->depth % VL == 0)
                 vec_store(natural + s->depth, vec_zero());
             natural[s->depth] = 1;
         }
-        pack_queries_naturally(s->g, &w->work, t->tile, r, count, &run->d_out, s->channels, 1,
-                               w->grad_natural + r * VL * s->value_step, s->value_step);
+        pack_queries_naturally(&grad, s->channels, 1, w->grad_natural + r * VL * s->value_step,
+                               s->value_step);
         real *lse = t->lse + r * VL;
         /* Weights of lanes that are no queries come out as 0. */
         vec_store(lse, vec_set1((real)INFINITY));
         vec_store(t->delta + r * VL, vec_zero());
         vec_store(t->scale + r * VL, vec_set1(scale));
-        get_reals(s->g, &w->work, t->tile, r, count, &run->lse, lse);
+        get_reals(&from, lse);
         for (int l = 0; l < count; l++)
             /* Without keys weights come out as 0, too. */
             lse[l] = lse[l] == (real)-INFINITY ? (real)INFINITY : lse[l] * (real)LOG2_E;
         if (s->d_slope) {
-            pack_queries(s->g, &w->work, t->tile, r, count, &run->d_out, run->d_out.dtype,
-                         s->channels, 1, w->grad + (int64_t)r * s->channels * VL);
+            pack_queries(&grad, run->d_out.dtype, s->channels, 1,
+                         w->grad + (int64_t)r * s->channels * VL);
             backward_delta(t, r);
         }
         for (int l = 0; t->lanes->half && l < HALF; l++) {
@@ -339,6 +350,14 @@ static void backward_bias(const backward_tile *t, const na_span *spans, int coun
     }
 }
 
+/* A row of the gradient that aggregate did not write. */
+static void backward_store_query(const backward_tile *t, int r)
+{
+    const backward_state *s = t->w->run->state;
+    const query_lanes to = backward_queries(t, &t->w->run->d_query, r);
+    unpack_queries(&to, t->w->partial + r * s->key_step, t->rows * s->key_step, s->depth);
+}
+
 /* Adds the block's share of the gradient of the tile's queries. */
 static void backward_query(const backward_tile *t, const na_span *spans, int count, int begin,
                            int end)
@@ -348,9 +367,12 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
     const backward_state *s = run->state;
     real *out[ROWS_MAX];
     int64_t out_lane[VL];
-    lane_offsets(s->g, t->tile, t->lanes->count, &run->d_query, (int)sizeof(real), out_lane);
-    for (int r = 0; r < t->rows && run->direct; r++)
-        out[r] = (real *)query_row(s->g, &w->work, t->tile, r, &run->d_query);
+    for (int r = t->rows - 1; r >= 0 && run->direct; r--) {
+        const query_lanes to = backward_queries(t, &run->d_query, r);
+        out[r] = (real *)(void *)to.at;
+        if (r == 0)
+            lane_offsets(&to, out_lane);
+    }
     const aggregation a = {.spans = spans,
                            .count = count,
                            .lanes = t->lanes->count,
@@ -370,8 +392,7 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
                            .out_lane = out_lane};
     aggregate_tile(&a, t->rows, t->row_lanes, s->depth);
     for (int r = 0; r < t->rows && end && !run->direct; r++)
-        unpack_queries(s->g, &w->work, t->tile, r, backward_lanes(t, r), &run->d_query,
-                       w->partial + r * s->key_step, t->rows * s->key_step, s->depth);
+        backward_store_query(t, r);
 }
 
 /* Adds the block's share of the gradients of keys (0) or values (1) to the sums. */

@@ -67,14 +67,15 @@ typedef struct forward_tile {
     int32_t limits[NA_ROWS][NA_LANES];
 } forward_tile;
 
-static char *forward_row(const forward_tile *t, const tensor *tensor, int r)
-{
-    return query_row(t->w->run->state->g, &t->w->work, t->tile, r, tensor);
-}
-
 static int forward_lanes(const forward_tile *t, int r)
 {
     return na_lanes_of_row(t->row_lanes, t->rows, r);
+}
+
+static inline query_lanes forward_queries(const forward_tile *t, const tensor *tensor, int r)
+{
+    return query_lanes_of(t->w->run->state->g, &t->w->work, t->tile, r, forward_lanes(t, r),
+                          tensor);
 }
 
 /* Has the queries of the tile after this one fetched: of this task, or of the next. */
@@ -88,9 +89,12 @@ static void forward_next_queries(forward_worker *w, int tile, int spans)
         return;
     const tensor *q = &w->run->query;
     const int next = same ? tile + 1 : g->part[work->part].tile;
-    for (int r = 0; r < work->rows; r++)
-        queries_ahead(&w->queries, g, work, next, r, q,
+    for (int r = 0; r < work->rows; r++) {
+        const query_lanes lanes =
+            query_lanes_of(g, work, next, r, na_work_lanes(g, work, next, r)->count, q);
+        queries_ahead(&w->queries, &lanes,
                       (int64_t)w->run->state->depth * stored_size(packed_as(q->dtype)));
+    }
     ahead_share(&w->queries, spans);
 }
 
@@ -102,8 +106,8 @@ static void forward_begin(forward_tile *t)
     const int64_t step = (int64_t)s->terms * VL;
     const real scale = PER_REAL > 1 ? 1 : (real)(run->problem->scale * LOG2_E);
     for (int r = 0; r < t->rows; r++) {
-        pack_queries(s->g, &w->work, t->tile, r, forward_lanes(t, r), &run->query,
-                     packed_as(run->query.dtype), s->depth, scale, w->query + r * step);
+        const query_lanes query = forward_queries(t, &run->query, r);
+        pack_queries(&query, packed_as(run->query.dtype), s->depth, scale, w->query + r * step);
         if (run->key_bias.data)
             vec_store(w->query + r * step + s->depth * VL, vec_set1((real)LOG2_E));
         vec_store(t->top + r * VL, vec_set1((real)-INFINITY));
@@ -247,7 +251,8 @@ static void forward_finish(forward_tile *t)
         for (int l = 0; l < VL; l++)
             if (t->total[r * VL + l] == 0)
                 lse[l] = (real)-INFINITY;
-        put_reals(run->state->g, &t->w->work, t->tile, r, forward_lanes(t, r), &run->lse, lse);
+        const query_lanes to = forward_queries(t, &run->lse, r);
+        put_reals(&to, lse);
     }
 }
 
@@ -297,9 +302,12 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
     const forward_state *s = run->state;
     out_real *out[ROWS_MAX];
     int64_t out_lane[VL];
-    lane_offsets(s->g, t->tile, t->lanes->count, &run->out, (int)sizeof(out_real), out_lane);
-    for (int r = 0; r < t->rows && run->direct; r++)
-        out[r] = (out_real *)(void *)forward_row(t, &run->out, r);
+    for (int r = t->rows - 1; r >= 0 && run->direct; r--) {
+        const query_lanes to = forward_queries(t, &run->out, r);
+        out[r] = (out_real *)(void *)to.at;
+        if (r == 0)
+            lane_offsets(&to, out_lane);
+    }
     for (int from = 0; from < count;) {
         int64_t reals[ROWS_MAX];
         const int to = forward_block(t, spans, from, count, reals);
@@ -353,6 +361,14 @@ static int forward_chapter(const forward_tile *t, const na_span *spans, int coun
     return some;
 }
 
+/* Results that aggregate did not write. */
+static void forward_store(const forward_tile *t, int r)
+{
+    const forward_state *s = t->w->run->state;
+    const query_lanes out = forward_queries(t, &t->w->run->out, r);
+    unpack_queries(&out, t->w->sum + r * s->value_step, t->rows * s->value_step, s->channels);
+}
+
 static void forward_tile_run(forward_worker *w, int tile)
 {
     const forward_run *run = w->run;
@@ -380,6 +396,5 @@ static void forward_tile_run(forward_worker *w, int tile)
         from += count;
     }
     for (int r = 0; r < t.rows && !run->direct; r++)
-        unpack_queries(g, &w->work, tile, r, forward_lanes(&t, r), &run->out,
-                       w->sum + r * s->value_step, t.rows * s->value_step, s->channels);
+        forward_store(&t, r);
 }

@@ -174,14 +174,6 @@ static int tasks_suffice(const na_geometry *g, const natten_problem *p, int besi
     return tasks >= MANY || na_products(p) <= (double)tasks * SMALL;
 }
 
-/* What a row's cost has to fall to. The backward takes more bands where there are fewer units, and
- * their sums have to be added up. */
-static double worthwhile(const natten_problem *p, int beside)
-{
-    enum { UNITS = 16 };
-    return p->op == NATTEN_BACKWARD && p->batch * (p->kv_heads / beside) < UNITS ? 0.8 : 0.95;
-}
-
 int32_t na_choose_beside(const na_geometry *g, const natten_problem *p)
 {
     enum { MOST_BESIDE = 16, MOST_ENTRIES = 1 << 20 };
@@ -191,6 +183,9 @@ int32_t na_choose_beside(const na_geometry *g, const natten_problem *p)
         p->axis[0].window > 1 || na_bias_entries(p) * p->heads > MOST_ENTRIES ||
         g->axis[2].query_extent > g->cut.part)
         return 1;
+    /* The backward, whose ring holds five numbers for the forward's two, loses more by a longer
+     * row, and scores are less of its time. */
+    const double worthwhile = p->op == NATTEN_BACKWARD ? 0.7 : 0.95;
     double least = row_cost(g, 1);
     for (int n = 2; n <= MOST_BESIDE; n++) {
         const na_cut cut = {g->cut.rows, g->cut.part, 0, 0, n};
@@ -198,7 +193,7 @@ int32_t na_choose_beside(const na_geometry *g, const natten_problem *p)
             !tasks_suffice(g, p, n))
             continue;
         const double cost = row_cost(g, n);
-        if (cost < worthwhile(p, n) * least) {
+        if (cost < worthwhile * least) {
             best = n;
             least = cost;
         }

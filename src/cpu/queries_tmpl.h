@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: MIT
  * The queries of a tile's row in tensors: its lanes are neighbours, but where heads lie side by
- * side one head's may end and the next one's begin. Parameters: the texts kernels.c includes before
- * this one. */
+ * side one head's may end and the next one's begin. And the keys of a row of slots.
+ * Parameters: the texts kernels.c includes before this one. */
 
-/* The first lane of a piece of row r of a tile in a tensor of queries. */
-static inline char *piece_at(const na_geometry *g, const na_work *work, na_piece piece, int r,
-                             const tensor *tensor)
-{
-    return tensor_at(tensor, work->batch, na_work_head(work, r) + piece.head * g->group, work->z,
-                     na_work_query(g, work, r), piece.x);
-}
+/* The lanes of a row of a tile in a tensor of queries. */
+typedef struct query_lanes {
+    const na_geometry *g;
+    const tensor *tensor;
+    char *at;          /* the first lane */
+    int number, count; /* the lane tile, and its queries */
+    int whole;         /* 1: all of one head, as nearly always */
+} query_lanes;
 
-/* The first lane of the row. */
+/* The first lane of row r. */
 static char *query_row(const na_geometry *g, const na_work *work, int tile, int r,
                        const tensor *tensor)
 {
@@ -20,101 +21,99 @@ static char *query_row(const na_geometry *g, const na_work *work, int tile, int 
                      na_work_query(g, work, r), t->x);
 }
 
-/* Whether so many lanes of a lane tile are one head's: that they are is the usual case, and then
- * nothing is asked for each row. */
-static inline int one_head(const na_geometry *g, int number, int lanes)
+static inline query_lanes query_lanes_of(const na_geometry *g, const na_work *work, int tile, int r,
+                                         int count, const tensor *tensor)
 {
-    return g->beside == 1 || g->tile[number].x + lanes <= g->axis[2].query_extent;
+    const int number = na_work_tile(g, work, tile, r);
+    return (query_lanes){
+        g,      tensor, query_row(g, work, tile, r, tensor),
+        number, count,  g->beside == 1 || g->tile[number].x + count <= g->axis[2].query_extent};
 }
 
-/* How far each of a tile's lanes is from the first one, in units of so many bytes. */
-static void lane_offsets(const na_geometry *g, int tile, int lanes, const tensor *tensor, int unit,
-                         int64_t offset[VL])
+/* How far a piece is from the first lane. */
+static int64_t piece_offset(const query_lanes *q, na_piece piece)
 {
-    const int64_t step = tensor->axis[2] / unit, head = tensor->head / unit * g->group;
+    const na_tile first = q->g->tile[q->number];
+    return (piece.head - first.head) * q->tensor->head * q->g->group +
+           (piece.x - first.x) * q->tensor->axis[2];
+}
+
+/* How far each lane is from the first one, in bytes. */
+static void lane_offsets(const query_lanes *q, int64_t offset[VL])
+{
+    const int64_t step = q->tensor->axis[2];
     for (int l = 0; l < VL; l++)
         offset[l] = l * step;
-    if (one_head(g, tile, lanes))
+    if (q->whole)
         return;
-    const na_tile first = g->tile[tile];
-    NA_EACH_PIECE(p, g, tile, lanes)
+    NA_EACH_PIECE(p, q->g, q->number, q->count)
     for (int l = p.lane; l < p.end; l++)
-        offset[l] = (p.head - first.head) * head + (p.x + l - p.lane - first.x) * step;
+        offset[l] = piece_offset(q, p) + (l - p.lane) * step;
 }
 
-/* Has the row's lanes fetched. */
-static void queries_ahead(ahead *a, const na_geometry *g, const na_work *work, int tile, int r,
-                          const tensor *tensor, int64_t bytes)
+/* Has the lanes fetched. */
+static void queries_ahead(ahead *a, const query_lanes *q, int64_t bytes)
 {
-    const int number = na_work_tile(g, work, tile, r), lanes = na_tile_lanes(g, number)->count;
-    if (one_head(g, number, lanes)) {
-        ahead_add(a, query_row(g, work, tile, r, tensor), tensor->axis[2], bytes, lanes);
+    if (q->whole) {
+        ahead_add(a, q->at, q->tensor->axis[2], bytes, q->count);
         return;
     }
-    NA_EACH_PIECE(p, g, number, lanes)
-    ahead_add(a, piece_at(g, work, p, r, tensor), tensor->axis[2], bytes, p.end - p.lane);
+    NA_EACH_PIECE(p, q->g, q->number, q->count)
+    ahead_add(a, q->at + piece_offset(q, p), q->tensor->axis[2], bytes, p.end - p.lane);
 }
 
 /* As pack_transposed, to [channel][VL]. */
-static void pack_queries(const na_geometry *g, const na_work *work, int tile, int r, int lanes,
-                         const tensor *tensor, int dtype, int channels, real factor, real *to)
+static void pack_queries(const query_lanes *q, int dtype, int channels, real factor, real *to)
 {
-    const int extent = (int)g->axis[2].query_extent, number = na_work_tile(g, work, tile, r);
-    const char *at = query_row(g, work, tile, r, tensor);
-    if (one_head(g, number, lanes)) {
-        pack_transposed(dtype, at, tensor->axis[2], lanes, channels, factor, to, VL);
+    const int64_t step = q->tensor->axis[2];
+    if (q->whole) {
+        pack_transposed(dtype, q->at, step, q->count, channels, factor, to, VL);
         return;
     }
-    tokens row = {at, tensor->axis[2], tensor->head * g->group - (extent - 1) * tensor->axis[2],
-                  extent - g->tile[number].x, extent};
-    pack_seam(dtype, &row, lanes, channels, factor, to, VL);
+    const int extent = (int)q->g->axis[2].query_extent;
+    tokens row = {q->at, step, q->tensor->head * q->g->group - (extent - 1) * step,
+                  extent - q->g->tile[q->number].x, extent};
+    pack_seam(dtype, &row, q->count, channels, factor, to, VL);
 }
 
 /* As pack_natural. */
-static void pack_queries_naturally(const na_geometry *g, const na_work *work, int tile, int r,
-                                   int lanes, const tensor *tensor, int channels, real factor,
-                                   real *to, int64_t step)
+static void pack_queries_naturally(const query_lanes *q, int channels, real factor, real *to,
+                                   int64_t step)
 {
-    const int number = na_work_tile(g, work, tile, r);
-    if (one_head(g, number, lanes)) {
-        pack_natural(tensor->dtype, query_row(g, work, tile, r, tensor), tensor->axis[2], lanes,
-                     channels, factor, to, step);
+    const int dtype = q->tensor->dtype;
+    const int64_t token = q->tensor->axis[2];
+    if (q->whole) {
+        pack_natural(dtype, q->at, token, q->count, channels, factor, to, step);
         return;
     }
-    NA_EACH_PIECE(p, g, number, lanes)
-    pack_natural(tensor->dtype, piece_at(g, work, p, r, tensor), tensor->axis[2], p.end - p.lane,
-                 channels, factor, to + p.lane * step, step);
+    NA_EACH_PIECE(p, q->g, q->number, q->count)
+    pack_natural(dtype, q->at + piece_offset(q, p), token, p.end - p.lane, channels, factor,
+                 to + p.lane * step, step);
 }
 
-/* The row's results, packed naturally, to their tensor. */
-static void unpack_queries(const na_geometry *g, const na_work *work, int tile, int r, int lanes,
-                           const tensor *tensor, const real *from, int64_t step, int channels)
+/* Results, packed naturally, to their tensor. */
+static void unpack_queries(const query_lanes *q, const real *from, int64_t step, int channels)
 {
-    const int number = na_work_tile(g, work, tile, r);
-    NA_EACH_PIECE(p, g, number, lanes)
-    unpack_natural(tensor->dtype, from + p.lane * step, step, p.end - p.lane, channels,
-                   piece_at(g, work, p, r, tensor), tensor->axis[2]);
+    NA_EACH_PIECE(p, q->g, q->number, q->count)
+    unpack_natural(q->tensor->dtype, from + p.lane * step, step, p.end - p.lane, channels,
+                   q->at + piece_offset(q, p), q->tensor->axis[2]);
 }
 
-/* One real of each of the row's lanes, to and from a tensor of reals. */
-static void put_reals(const na_geometry *g, const na_work *work, int tile, int r, int lanes,
-                      const tensor *tensor, const real *from)
+/* One real of each lane, to and from a tensor of reals. */
+static void put_reals(const query_lanes *q, const real *from)
 {
-    char *to = query_row(g, work, tile, r, tensor);
     int64_t offset[VL];
-    lane_offsets(g, na_work_tile(g, work, tile, r), lanes, tensor, 1, offset);
-    for (int l = 0; l < lanes; l++)
-        memcpy(to + offset[l], &from[l], sizeof(real));
+    lane_offsets(q, offset);
+    for (int l = 0; l < q->count; l++)
+        memcpy(q->at + offset[l], &from[l], sizeof(real));
 }
 
-static void get_reals(const na_geometry *g, const na_work *work, int tile, int r, int lanes,
-                      const tensor *tensor, real *to)
+static void get_reals(const query_lanes *q, real *to)
 {
-    const char *from = query_row(g, work, tile, r, tensor);
     int64_t offset[VL];
-    lane_offsets(g, na_work_tile(g, work, tile, r), lanes, tensor, 1, offset);
-    for (int l = 0; l < lanes; l++)
-        memcpy(&to[l], from + offset[l], sizeof(real));
+    lane_offsets(q, offset);
+    for (int l = 0; l < q->count; l++)
+        memcpy(&to[l], q->at + offset[l], sizeof(real));
 }
 
 /* As pack_transposed, the keys of a part of a key row, all heads after each other. */

@@ -230,7 +230,9 @@ static void gather_tile(worker *w, tile *t)
     real factor[NA_ROWS * VL] __attribute__((aligned(64))), *out[NA_ROWS];
     real *at[NA_ROWS];
     int64_t out_lane[VL];
-    lane_offsets(t->geometry, t->number, t->lanes.most, &u->query, (int)sizeof(real), out_lane);
+    const query_lanes to =
+        query_lanes_of(t->geometry, t->work, t->number, 0, t->lanes.most, &u->query);
+    lane_offsets(&to, out_lane);
     for (int r = 0; r < rows; r++) {
         vec_store(factor + r * VL, vec_set1(u->factor));
         out[r] = (real *)query_at(&u->query, t, r);
