@@ -15,7 +15,7 @@ static const int64_t products = (int64_t)1 << 40;
 /* Counts, for each key of a unit, how many times a slot comes to hold it in a band. */
 static void count_held(const na_geometry *g, const na_bands *b, int band, int *held)
 {
-    const int64_t extent = g->axis[2].key_extent;
+    const int64_t extent = na_row_keys(g);
     int64_t *tags = malloc((size_t)g->additional_slot * sizeof *tags);
     na_key_row *rows = malloc((size_t)g->key_rows * sizeof *rows);
     memset(tags, -1, (size_t)g->additional_slot * sizeof *tags);
@@ -46,7 +46,7 @@ static void count_held(const na_geometry *g, const na_bands *b, int band, int *h
 static int agrees(const na_geometry *g, const na_bands *b, int band, int64_t cell, const int *held,
                   unsigned char *late, int64_t *own)
 {
-    const int64_t extent = g->axis[2].key_extent, x = cell % b->row_cells * b->cell;
+    const int64_t extent = na_row_keys(g), x = cell % b->row_cells * b->cell;
     const int64_t row = cell / b->row_cells, left = extent - x;
     int least = INT32_MAX, most = 0;
     for (int64_t i = 0; i < (left < b->cell ? left : b->cell); i++) {
@@ -68,8 +68,8 @@ static int agrees(const na_geometry *g, const na_bands *b, int band, int64_t cel
 static void test_cut(const natten_problem *p, const char *text, na_cut cut)
 {
     na_geometry *g = na_geometry_make(p, NA_LANES, NA_LANES / 2, cut);
-    na_bands *b = na_bands_make(g, p->batch * p->kv_heads, products);
-    const int64_t keys = g->axis[0].key_extent * g->axis[1].key_extent * g->axis[2].key_extent;
+    na_bands *b = na_bands_make(g, p->batch * g->head_sets, products);
+    const int64_t keys = g->axis[0].key_extent * g->axis[1].key_extent * na_row_keys(g);
     int *held = malloc((size_t)keys * sizeof *held);
     unsigned char *late = calloc((size_t)b->cells, 1);
     int64_t own = 0;
@@ -96,8 +96,11 @@ static void test_text(const char *text)
         unit_fail("%s: %s", text, wrong);
     else if (problem_of_op(&parsed, NATTEN_BACKWARD, &problem) &&
              na_problem_check(&problem, &padded) == NATTEN_OK)
-        for (int i = 0; i < 4; i++)
-            test_cut(&padded, text, (na_cut){6, i / 2 ? NA_PART / 8 : NA_PART, i % 2, 1, 1});
+        for (int i = 0; i < 6; i++) {
+            const int part = i / 2 == 1 ? NA_PART / 8 : NA_PART;
+            const int beside = i / 2 == 2 ? (int)padded.kv_heads : 1;
+            test_cut(&padded, text, (na_cut){6, part, i % 2, 1, beside});
+        }
 }
 
 int main(void)
