@@ -46,7 +46,8 @@ WORD tail tail_load(const real *p) { return vec_pin(vec_load(p)); }
 WORD tail tail_dot(tail a, tail b, tail c) { return vec_dot(a, b, c); }
 #endif
 
-/* Of one lane or of two. */
+/* Of one lane or of two. Loops over their vectors go through all there may be: where an unrolled
+ * loop is gone through once, clang keeps the sums in memory. */
 typedef struct channel_sums {
     vec whole[2][ROWS_MAX][CHANNELS_MAX];
     tail last[2][ROWS_MAX];
@@ -86,22 +87,25 @@ static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, 
             last[j] = tail_load(value[j] + at + vectors * VL);
     }
     UNROLL
-    for (int i = 0; i < vectors; i++) {
-        UNROLL
-        for (int j = 0; j < lanes; j++)
-            v[j][i] = vec_pin(channels_at(what, value[j] + at + i * VL, value[j] + other + i * VL));
-        UNROLL
-        for (int r = lo; r < hi && hold; r++)
-            sum->whole[0][r][i] = vec_dot(p[r], v[0][i], sum->whole[0][r][i]);
-    }
+    for (int i = 0; i < CHANNELS_MAX; i++)
+        if (i < vectors) {
+            UNROLL
+            for (int j = 0; j < lanes; j++)
+                v[j][i] =
+                    vec_pin(channels_at(what, value[j] + at + i * VL, value[j] + other + i * VL));
+            UNROLL
+            for (int r = lo; r < hi && hold; r++)
+                sum->whole[0][r][i] = vec_dot(p[r], v[0][i], sum->whole[0][r][i]);
+        }
     UNROLL
     for (int r = lo; r < hi && !hold; r++) {
         UNROLL
         for (int j = 0; j < lanes; j++) {
             const vec q = vec_pin(vec_set1(weight[r][k + j]));
             UNROLL
-            for (int i = 0; i < vectors; i++)
-                sum->whole[j][r][i] = vec_dot(q, v[j][i], sum->whole[j][r][i]);
+            for (int i = 0; i < CHANNELS_MAX; i++)
+                if (i < vectors)
+                    sum->whole[j][r][i] = vec_dot(q, v[j][i], sum->whole[j][r][i]);
             if (halves % 2)
                 sum->last[j][r] = tail_dot(tail_of(q), last[j], sum->last[j][r]);
         }
@@ -174,22 +178,23 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
     real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
     out_real *out = end && (!any || a->out) ? lane_out(a, r, l) : NULL;
     UNROLL
-    for (int i = 0; i < (halves + 1) / 2; i++) {
-        vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
-        if (more)
-            x = vec_add(x, vec_load(partial + i * VL));
-        x = end ? vec_mul(x, factor) : x;
-        if (end && (!any || (out && a->stream)))
-            vec_stream_out(out + i * VL, x);
-        else if (!end || !out)
-            vec_storeu(partial + i * VL, x);
+    for (int i = 0; i < CHANNELS_MAX; i++)
+        if (i < (halves + 1) / 2) {
+            vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
+            if (more)
+                x = vec_add(x, vec_load(partial + i * VL));
+            x = end ? vec_mul(x, factor) : x;
+            if (end && (!any || (out && a->stream)))
+                vec_stream_out(out + i * VL, x);
+            else if (!end || !out)
+                vec_storeu(partial + i * VL, x);
 #ifndef PAIRS
-        else if (i == (halves - 1) / 2 && a->part)
-            vec_store_part(out + i * VL, a->part, x);
+            else if (i == (halves - 1) / 2 && a->part)
+                vec_store_part(out + i * VL, a->part, x);
 #endif
-        else
-            vec_store_out(out + i * VL, x);
-    }
+            else
+                vec_store_out(out + i * VL, x);
+        }
 }
 
 /* Those of lanes [l, l + lanes). */
@@ -222,8 +227,9 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
         for (int r = 0; r < rows; r++) {
             weight[r] = a->weight[r] + l * (lanes == 1 ? a->weight_lane : 1);
             UNROLL
-            for (int i = 0; i < halves / 2; i++)
-                sum.whole[0][r][i] = sum.whole[1][r][i] = vec_zero();
+            for (int i = 0; i < CHANNELS_MAX; i++)
+                if (i < halves / 2)
+                    sum.whole[0][r][i] = sum.whole[1][r][i] = vec_zero();
             sum.last[0][r] = sum.last[1][r] = tail_zero();
         }
         for (const span_run *run = runs; run < end; run++) {
