@@ -93,12 +93,12 @@ static void backward_finish_more(const backward_run *run, int64_t unit)
 static void backward_finish_bias(const backward_run *run, int64_t head)
 {
     const backward_state *s = run->state;
-    const int64_t kv_heads = s->g->head_sets, group = s->g->group, bands = s->bands->count;
+    const int64_t sets = s->g->head_sets, group = s->g->group, bands = s->bands->count;
     for (int64_t entry = 0; entry < s->entries; entry++) {
         double sum = 0;
         for (int64_t b = 0; b < run->problem->batch; b++)
             for (int64_t band = 0; band < bands; band++) {
-                const int64_t item = (b * kv_heads + head / group) * bands + band;
+                const int64_t item = (b * sets + head / group) * bands + band;
                 sum += run->d_bias_sums[(item * group + head % group) * s->entries + entry];
             }
         char *to = bias_at(run->problem, &run->d_bias, head, entry);
