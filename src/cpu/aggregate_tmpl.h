@@ -46,8 +46,11 @@ WORD tail tail_load(const real *p) { return vec_pin(vec_load(p)); }
 WORD tail tail_dot(tail a, tail b, tail c) { return vec_dot(a, b, c); }
 #endif
 
-/* Of one lane or of two. Loops over their vectors go through all there may be: where an unrolled
- * loop is gone through once, clang keeps the sums in memory. */
+/* How often a loop over so many vectors is gone through: where it were once, and is unrolled, clang
+ * keeps sums in memory. */
+static ALWAYS_INLINE int twice_at_least(const int vectors) { return vectors == 1 ? 2 : vectors; }
+
+/* Of one lane or of two. */
 typedef struct channel_sums {
     vec whole[2][ROWS_MAX][CHANNELS_MAX];
     tail last[2][ROWS_MAX];
@@ -87,7 +90,7 @@ static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, 
             last[j] = tail_load(value[j] + at + vectors * VL);
     }
     UNROLL
-    for (int i = 0; i < CHANNELS_MAX; i++)
+    for (int i = 0; i < twice_at_least(vectors); i++)
         if (i < vectors) {
             UNROLL
             for (int j = 0; j < lanes; j++)
@@ -103,7 +106,7 @@ static ALWAYS_INLINE void add_key(const int lo, const int hi, const int halves, 
         for (int j = 0; j < lanes; j++) {
             const vec q = vec_pin(vec_set1(weight[r][k + j]));
             UNROLL
-            for (int i = 0; i < CHANNELS_MAX; i++)
+            for (int i = 0; i < twice_at_least(vectors); i++)
                 if (i < vectors)
                     sum->whole[j][r][i] = vec_dot(q, v[j][i], sum->whole[j][r][i]);
             if (halves % 2)
@@ -178,7 +181,7 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
     real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
     out_real *out = end && (!any || a->out) ? lane_out(a, r, l) : NULL;
     UNROLL
-    for (int i = 0; i < CHANNELS_MAX; i++)
+    for (int i = 0; i < twice_at_least((halves + 1) / 2); i++)
         if (i < (halves + 1) / 2) {
             vec x = 2 * i + 1 == halves ? tail_vec(last) : whole[i];
             if (more)
@@ -227,7 +230,7 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
         for (int r = 0; r < rows; r++) {
             weight[r] = a->weight[r] + l * (lanes == 1 ? a->weight_lane : 1);
             UNROLL
-            for (int i = 0; i < CHANNELS_MAX; i++)
+            for (int i = 0; i < twice_at_least(halves / 2); i++)
                 if (i < halves / 2)
                     sum.whole[0][r][i] = sum.whole[1][r][i] = vec_zero();
             sum.last[0][r] = sum.last[1][r] = tail_zero();

@@ -367,12 +367,10 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
     const backward_state *s = run->state;
     real *out[ROWS_MAX];
     int64_t out_lane[VL];
-    for (int r = t->rows - 1; r >= 0 && run->direct; r--) {
-        const query_lanes to = backward_queries(t, &run->d_query, r);
-        out[r] = (real *)(void *)to.at;
-        if (r == 0)
-            lane_offsets(&to, out_lane);
-    }
+    const query_lanes first_row = backward_queries(t, &run->d_query, 0);
+    lane_offsets(&first_row, out_lane);
+    for (int r = 0; r < t->rows && run->direct; r++)
+        out[r] = (real *)(void *)query_row(s->g, &w->work, t->tile, r, &run->d_query);
     const aggregation a = {.spans = spans,
                            .count = count,
                            .lanes = t->lanes->count,

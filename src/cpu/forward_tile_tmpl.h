@@ -302,12 +302,10 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
     const forward_state *s = run->state;
     out_real *out[ROWS_MAX];
     int64_t out_lane[VL];
-    for (int r = t->rows - 1; r >= 0 && run->direct; r--) {
-        const query_lanes to = forward_queries(t, &run->out, r);
-        out[r] = (out_real *)(void *)to.at;
-        if (r == 0)
-            lane_offsets(&to, out_lane);
-    }
+    const query_lanes first_row = forward_queries(t, &run->out, 0);
+    lane_offsets(&first_row, out_lane);
+    for (int r = 0; r < t->rows && run->direct; r++)
+        out[r] = (out_real *)(void *)query_row(s->g, &t->w->work, t->tile, r, &run->out);
     for (int from = 0; from < count;) {
         int64_t reals[ROWS_MAX];
         const int to = forward_block(t, spans, from, count, reals);
