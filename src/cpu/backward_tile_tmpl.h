@@ -143,6 +143,17 @@ static ALWAYS_INLINE void multiply_tokens(const int dtype, const real *a, int64_
     }
 }
 
+/* The same by the type of the tensor. */
+static void multiply_all(int dtype, const real *a, int64_t step, const char *b, int64_t token,
+                         int tokens, int channels, real *to)
+{
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        multiply_tokens(type, a, step, b, token, tokens, channels, to);
+    STORED(ONE)
+#undef ONE
+}
+
 /* delta of a row whose d_out is packed. */
 static void backward_delta(backward_tile *t, int r)
 {
@@ -152,15 +163,9 @@ static void backward_delta(backward_tile *t, int r)
     const real *grad = t->w->grad_natural + r * VL * s->value_step;
     real *delta = t->delta + r * VL;
     NA_EACH_PIECE(p, s->g, out.number, out.count)
-    {
-        const char *at = out.at + piece_offset(&out, p);
-#define ONE(type)                                                                                  \
-    if (run->out.dtype == type)                                                                    \
-        multiply_tokens(type, grad + p.lane * s->value_step, s->value_step, at, run->out.axis[2],  \
-                        p.end - p.lane, s->channels, delta + p.lane);
-        STORED(ONE)
-#undef ONE
-    }
+    multiply_all(run->out.dtype, grad + p.lane * s->value_step, s->value_step,
+                 out.at + piece_offset(&out, p), run->out.axis[2], p.end - p.lane, s->channels,
+                 delta + p.lane);
     if (!run->d_lse.data)
         return;
     const query_lanes from = backward_queries(t, &run->d_lse, r);
