@@ -102,18 +102,22 @@ static void unpack_queries(const query_lanes *q, const real *from, int64_t step,
 /* One real of each lane, to and from a tensor of reals. */
 static void put_reals(const query_lanes *q, const real *from)
 {
-    int64_t offset[VL];
-    lane_offsets(q, offset);
-    for (int l = 0; l < q->count; l++)
-        memcpy(q->at + offset[l], &from[l], sizeof(real));
+    NA_EACH_PIECE(p, q->g, q->number, q->count)
+    {
+        char *to = q->whole ? q->at : q->at + piece_offset(q, p);
+        for (int l = p.lane; l < p.end; l++, to += q->tensor->axis[2])
+            memcpy(to, &from[l], sizeof(real));
+    }
 }
 
 static void get_reals(const query_lanes *q, real *to)
 {
-    int64_t offset[VL];
-    lane_offsets(q, offset);
-    for (int l = 0; l < q->count; l++)
-        memcpy(&to[l], q->at + offset[l], sizeof(real));
+    NA_EACH_PIECE(p, q->g, q->number, q->count)
+    {
+        const char *from = q->whole ? q->at : q->at + piece_offset(q, p);
+        for (int l = p.lane; l < p.end; l++, from += q->tensor->axis[2])
+            memcpy(&to[l], from, sizeof(real));
+    }
 }
 
 /* As pack_transposed, the keys of a part of a key row, all heads after each other. */
