@@ -53,9 +53,11 @@ static inline int64_t bias_before(const na_geometry *g, const na_work *work, int
 static ALWAYS_INLINE vec bias_of_lanes(const na_lanes *lanes, const real *bias, vec_index step)
 {
     bias += lanes->bias_low;
-    return lanes->uniform           ? vec_set1(*bias)
-           : lanes->bias_reach < VL ? vec_permute(step, vec_loadu(bias))
-                                    : vec_gather(bias, step);
+    return lanes->uniform            ? vec_set1(*bias)
+           : lanes->bias_reach >= VL ? vec_gather(bias, step)
+           : lanes->bias_apart
+               ? vec_permute2(step, vec_loadu(bias), vec_loadu(bias + lanes->bias_apart))
+               : vec_permute(step, vec_loadu(bias));
 }
 
 /* Sets scores [key][width lanes] to the bias from the first key's entry on; returns their end. */

@@ -25,6 +25,28 @@ static int mode_of(const na_lanes *tile, int lanes, int full)
                                 : NA_GATHER;
 }
 
+/* How the lanes' entries of a position bias lie, of which so many are a head's. Those of two heads
+ * are picked from a vector of each. */
+static void set_bias(na_lanes *tile, int lanes, int entries)
+{
+    const int last = tile->bias[tile->count - 1], heads = entries ? last / entries : 0;
+    const int first = entries ? tile->bias[0] / entries : 0;
+    tile->bias_apart = heads == first + 1 ? entries : 0;
+    tile->bias_low = INT32_MAX;
+    for (int l = 0; l < NA_LANES; l++) {
+        const int second = tile->bias_apart && tile->bias[l] / entries > first;
+        tile->bias_step[l] = tile->bias[l] - second * entries;
+        tile->bias_low = na_min(tile->bias_low, tile->bias_step[l]);
+    }
+    for (int l = 0; l < NA_LANES; l++) {
+        tile->bias_step[l] -= tile->bias_low;
+        tile->bias_reach = na_max(tile->bias_reach, tile->bias_step[l]);
+    }
+    for (int l = 0; l < NA_LANES; l++)
+        if (tile->bias_apart && tile->bias[l] / entries > first)
+            tile->bias_step[l] += tile->bias_reach < lanes ? lanes : entries;
+}
+
 /* Fills in the lanes of the tile that begins with a query of the row of heads; returns its base. */
 static int make_lanes(na_geometry *g, na_lanes *tile, int query)
 {
@@ -60,13 +82,7 @@ static int make_lanes(na_geometry *g, na_lanes *tile, int query)
         tile->limit[l] = tile->keys;
         tile->bias[l] = tile->bias[0];
     }
-    tile->bias_low = tile->bias[0];
-    for (int l = 1; l < NA_LANES; l++)
-        tile->bias_low = na_min(tile->bias_low, tile->bias[l]);
-    for (int l = 0; l < NA_LANES; l++) {
-        tile->bias_step[l] = tile->bias[l] - tile->bias_low;
-        tile->bias_reach = na_max(tile->bias_reach, tile->bias_step[l]);
-    }
+    set_bias(tile, g->lanes, g->bias_entries);
     return base;
 }
 

@@ -42,6 +42,9 @@ typedef struct na_lanes {
     int32_t bias[NA_LANES];
     int32_t bias_low;                        /* the lowest of these, and how far from it they lie */
     int32_t bias_step[NA_LANES], bias_reach; /* and the farthest */
+    /* Not 0: some lanes' entries are those of the next head, so much further on, and their steps
+     * are counted from a vector there, if the farthest is in one. */
+    int32_t bias_apart;
 } na_lanes;
 
 /* A lane tile. Its first query is its number times `lanes`, counted over the heads that lie side by
