@@ -163,9 +163,8 @@ static void backward_delta(backward_tile *t, int r)
     const real *grad = t->w->grad_natural + r * VL * s->value_step;
     real *delta = t->delta + r * VL;
     NA_EACH_PIECE(p, s->g, out.number, out.count)
-    multiply_all(run->out.dtype, grad + p.lane * s->value_step, s->value_step,
-                 out.at + piece_offset(&out, p), run->out.axis[2], p.end - p.lane, s->channels,
-                 delta + p.lane);
+    multiply_all(run->out.dtype, grad + p.lane * s->value_step, s->value_step, piece_at(&out, p),
+                 run->out.axis[2], p.end - p.lane, s->channels, delta + p.lane);
     if (!run->d_lse.data)
         return;
     const query_lanes from = backward_queries(t, &run->d_lse, r);

@@ -206,12 +206,7 @@ static void backward_pack(void *context, int64_t slot, int32_t z, int32_t y, con
     if (s->d_query)
         pack_keys_naturally(g, &run->key, b, h, z, y, part, s->depth,
                             w->natural + slot * g->apart * s->key_step, s->key_step);
-    /* In order: each head's biases end in zeros, where the next one's begin. */
-    for (int i = 0; i < g->beside && run->key_bias.data; i++) {
-        const na_keys keys = na_keys_of(g, part, i);
-        key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h + i, z, y, keys.x), keys.count,
-                      backward_key_bias(w, slot) + keys.place);
-    }
+    pack_key_biases(g, &run->key_bias, b, h, z, y, part, backward_key_bias(w, slot));
 }
 
 /* Zeroes the sums of slots. */
@@ -358,13 +353,10 @@ static void backward_look(void *context, int64_t slot, int32_t z, int32_t y, con
     const backward_run *run = w->run;
     const int64_t b = w->next.batch, h = w->next.kv_head, size = stored_size(run->key.dtype);
     backward_look_back(w, slot);
-    for (int i = 0; i < run->state->g->beside; i++) {
-        const na_keys keys = na_keys_of(run->state->g, part, i);
-        ahead_add(&w->keys_ahead, tensor_at(&run->key, b, h + i, z, y, keys.x), run->key.axis[2],
-                  run->state->depth * size, keys.count);
-        ahead_add(&w->keys_ahead, tensor_at(&run->value, b, h + i, z, y, keys.x),
-                  run->value.axis[2], run->state->channels * size, keys.count);
-    }
+    keys_ahead(&w->keys_ahead, run->state->g, &run->key, b, h, z, y, part,
+               run->state->depth * size);
+    keys_ahead(&w->keys_ahead, run->state->g, &run->value, b, h, z, y, part,
+               run->state->channels * size);
 }
 
 /* The tiles of the task at hand; task `next` < end comes after it. */

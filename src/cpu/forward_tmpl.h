@@ -41,12 +41,9 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
     real *const value = w->value + slot * s->g->apart * s->value_step;
     pack_keys_transposed(s->g, &run->key, packed_as(run->key.dtype), b, h, z, y, part, s->depth,
                          key, s->key_depth);
-    /* In order: each head's biases end in zeros, where the next one's begin. */
+    pack_key_biases(s->g, &run->key_bias, b, h, z, y, part, key + s->depth * s->key_depth);
     for (int i = 0; i < s->g->beside; i++) {
         const na_keys keys = na_keys_of(s->g, part, i);
-        if (run->key_bias.data)
-            key_bias_pack(&run->key_bias, tensor_at(&run->key_bias, b, h + i, z, y, keys.x),
-                          keys.count, key + s->depth * s->key_depth + keys.place);
         pack_values(run->value.dtype, tensor_at(&run->value, b, h + i, z, y, keys.x),
                     run->value.axis[2], keys.count, (int)s->g->axis[2].dilation, s->channels,
                     value + keys.place * s->value_step, s->value_step);
@@ -62,13 +59,9 @@ static void forward_look(void *context, int64_t slot, int32_t z, int32_t y, cons
     const tensor *k = &w->run->key, *v = &w->run->value;
     const int64_t b = w->next.batch, h = w->next.kv_head;
     (void)slot;
-    for (int i = 0; i < s->g->beside; i++) {
-        const na_keys keys = na_keys_of(s->g, part, i);
-        ahead_add(&w->tokens, tensor_at(k, b, h + i, z, y, keys.x), k->axis[2],
-                  (int64_t)s->depth * stored_size(packed_as(k->dtype)), keys.count);
-        ahead_add(&w->tokens, tensor_at(v, b, h + i, z, y, keys.x), v->axis[2],
-                  (int64_t)s->channels * stored_size(v->dtype), keys.count);
-    }
+    keys_ahead(&w->tokens, s->g, k, b, h, z, y, part,
+               (int64_t)s->depth * stored_size(packed_as(k->dtype)));
+    keys_ahead(&w->tokens, s->g, v, b, h, z, y, part, (int64_t)s->channels * stored_size(v->dtype));
 }
 
 /* Additional tokens are packed when the batch or the head changes. */

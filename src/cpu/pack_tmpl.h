@@ -121,14 +121,15 @@ static real load_scalar(int dtype, const void *p)
     return all[0];
 }
 
-/* A square of at most VL tokens and exactly VL channels, or at most (part): from `source` on, a
- * `token` apart, or (places) `token` bytes from each of these. */
+/* A square of at most VL tokens and exactly VL channels, or at most (part), from byte `first` of
+ * each token on. Tokens are a `token` apart from `source` on, or (not NULL) each at its place. */
 static ALWAYS_INLINE void pack_square(const int dtype, const char *const *places,
-                                      const char *source, int64_t token, int tokens, int channels,
-                                      real factor, real *to, int64_t channel)
+                                      const char *source, int64_t token, int64_t first, int tokens,
+                                      int channels, real factor, real *to, int64_t channel)
 {
     vec r[VL];
-#define TOKEN(i) (places ? places[i] + token : source + (i) * token)
+    source = places ? NULL : source + first;
+#define TOKEN(i) (places ? places[i] + first : source + (i) * token)
     if (tokens == VL && channels == VL) {
         UNROLL
         for (int i = 0; i < VL; i++)
@@ -153,24 +154,32 @@ static ALWAYS_INLINE void pack_square(const int dtype, const char *const *places
             vec_store(to + i * channel, r[i]);
 }
 
+/* Squares of all channels of at most VL tokens. */
+static ALWAYS_INLINE void pack_squares(int dtype, const char *const *places, const char *source,
+                                       int64_t token, int tokens, int channels, real factor,
+                                       real *to, int64_t channel)
+{
+    const int few = channels < VL ? channels : VL;
+    for (int i = 0; i < channels; i += VL) {
+        /* The last square begins early rather than have parts of vectors. */
+        const int c = i + few < channels ? i : channels - few;
+#define ONE(type)                                                                                  \
+    if (dtype == type)                                                                             \
+        pack_square(type, places, source, token, c *stored_size(type), tokens, few, factor,        \
+                    to + c * channel, channel);
+        STORED(ONE)
+#undef ONE
+    }
+}
+
 /* Transposed: to[c * channel + t] = factor * (channel c of token t), t < tokens rounded up to VL,
  * zero beyond the tokens. `to` and `channel` are multiples of VL; `token` is in bytes. */
 static void pack_transposed(int dtype, const char *source, int64_t token, int tokens, int channels,
                             real factor, real *to, int64_t channel)
 {
-    const int few = channels < VL ? channels : VL;
     for (int t = 0; t < tokens; t += VL, source += VL * token, to += VL)
-        for (int i = 0; i < channels; i += VL) {
-            /* The last square begins early rather than have parts of vectors. */
-            const int c = i + few < channels ? i : channels - few;
-            const int some = tokens - t < VL ? tokens - t : VL;
-#define ONE(type)                                                                                  \
-    if (dtype == type)                                                                             \
-        pack_square(type, NULL, source + c * stored_size(type), token, some, few, factor,          \
-                    to + c * channel, channel);
-            STORED(ONE)
-#undef ONE
-        }
+        pack_squares(dtype, NULL, source, token, tokens - t < VL ? tokens - t : VL, channels,
+                     factor, to, channel);
 }
 
 /* Tokens in memory, `step` bytes apart; behind the last of `left` those of the next head follow,
@@ -195,18 +204,9 @@ static void pack_seam(int dtype, tokens *source, int count, int channels, real f
                       int64_t channel)
 {
     const char *places[VL];
-    const int few = channels < VL ? channels : VL;
-    for (int t = 0; t < VL; t++)
-        places[t] = t < count ? next_token(source) : NULL;
-    for (int i = 0; i < channels; i += VL) {
-        const int c = i + few < channels ? i : channels - few;
-#define ONE(type)                                                                                  \
-    if (dtype == type)                                                                             \
-        pack_square(type, places, NULL, c *stored_size(type), count, few, factor,                  \
-                    to + c * channel, channel);
-        STORED(ONE)
-#undef ONE
-    }
+    for (int t = 0; t < count; t++)
+        places[t] = next_token(source);
+    pack_squares(dtype, places, NULL, 0, count, channels, factor, to, channel);
 }
 
 /* The same of tokens of several heads after each other. */

@@ -30,11 +30,13 @@ static inline query_lanes query_lanes_of(const na_geometry *g, const na_work *wo
         number, count,  g->beside == 1 || g->tile[number].x + count <= g->axis[2].query_extent};
 }
 
-/* How far a piece is from the first lane. */
-static int64_t piece_offset(const query_lanes *q, na_piece piece)
+/* The first lane of a piece. */
+static inline char *piece_at(const query_lanes *q, na_piece piece)
 {
+    if (piece.lane == 0)
+        return q->at;
     const na_tile first = q->g->tile[q->number];
-    return (piece.head - first.head) * q->tensor->head * q->g->group +
+    return q->at + (piece.head - first.head) * q->tensor->head * q->g->group +
            (piece.x - first.x) * q->tensor->axis[2];
 }
 
@@ -48,18 +50,14 @@ static void lane_offsets(const query_lanes *q, int64_t offset[VL])
         return;
     NA_EACH_PIECE(p, q->g, q->number, q->count)
     for (int l = p.lane; l < p.end; l++)
-        offset[l] = piece_offset(q, p) + (l - p.lane) * step;
+        offset[l] = piece_at(q, p) - q->at + (l - p.lane) * step;
 }
 
 /* Has the lanes fetched. */
 static void queries_ahead(ahead *a, const query_lanes *q, int64_t bytes)
 {
-    if (q->whole) {
-        ahead_add(a, q->at, q->tensor->axis[2], bytes, q->count);
-        return;
-    }
     NA_EACH_PIECE(p, q->g, q->number, q->count)
-    ahead_add(a, q->at + piece_offset(q, p), q->tensor->axis[2], bytes, p.end - p.lane);
+    ahead_add(a, piece_at(q, p), q->tensor->axis[2], bytes, p.end - p.lane);
 }
 
 /* As pack_transposed, to [channel][VL]. */
@@ -80,15 +78,9 @@ static void pack_queries(const query_lanes *q, int dtype, int channels, real fac
 static void pack_queries_naturally(const query_lanes *q, int channels, real factor, real *to,
                                    int64_t step)
 {
-    const int dtype = q->tensor->dtype;
-    const int64_t token = q->tensor->axis[2];
-    if (q->whole) {
-        pack_natural(dtype, q->at, token, q->count, channels, factor, to, step);
-        return;
-    }
     NA_EACH_PIECE(p, q->g, q->number, q->count)
-    pack_natural(dtype, q->at + piece_offset(q, p), token, p.end - p.lane, channels, factor,
-                 to + p.lane * step, step);
+    pack_natural(q->tensor->dtype, piece_at(q, p), q->tensor->axis[2], p.end - p.lane, channels,
+                 factor, to + p.lane * step, step);
 }
 
 /* Results, packed naturally, to their tensor. */
@@ -96,7 +88,7 @@ static void unpack_queries(const query_lanes *q, const real *from, int64_t step,
 {
     NA_EACH_PIECE(p, q->g, q->number, q->count)
     unpack_natural(q->tensor->dtype, from + p.lane * step, step, p.end - p.lane, channels,
-                   q->at + piece_offset(q, p), q->tensor->axis[2]);
+                   piece_at(q, p), q->tensor->axis[2]);
 }
 
 /* One real of each lane, to and from a tensor of reals. */
@@ -104,7 +96,7 @@ static void put_reals(const query_lanes *q, const real *from)
 {
     NA_EACH_PIECE(p, q->g, q->number, q->count)
     {
-        char *to = q->whole ? q->at : q->at + piece_offset(q, p);
+        char *to = piece_at(q, p);
         for (int l = p.lane; l < p.end; l++, to += q->tensor->axis[2])
             memcpy(to, &from[l], sizeof(real));
     }
@@ -114,7 +106,7 @@ static void get_reals(const query_lanes *q, real *to)
 {
     NA_EACH_PIECE(p, q->g, q->number, q->count)
     {
-        const char *from = q->whole ? q->at : q->at + piece_offset(q, p);
+        const char *from = piece_at(q, p);
         for (int l = p.lane; l < p.end; l++, from += q->tensor->axis[2])
             memcpy(&to[l], from, sizeof(real));
     }
@@ -145,5 +137,29 @@ static void pack_keys_naturally(const na_geometry *g, const tensor *tensor, int6
         const na_keys keys = na_keys_of(g, part, h);
         pack_natural(tensor->dtype, tensor_at(tensor, batch, kv_head + h, z, y, keys.x),
                      tensor->axis[2], keys.count, channels, 1, to + keys.place * step, step);
+    }
+}
+
+/* The biases of the keys, likewise. In order: each head's end in zeros, where the next one's begin.
+ */
+static void pack_key_biases(const na_geometry *g, const tensor *bias, int64_t batch,
+                            int64_t kv_head, int32_t z, int32_t y, const na_part *part,
+                            real *channel)
+{
+    for (int h = 0; h < g->beside && bias->data; h++) {
+        const na_keys keys = na_keys_of(g, part, h);
+        key_bias_pack(bias, tensor_at(bias, batch, kv_head + h, z, y, keys.x), keys.count,
+                      channel + keys.place);
+    }
+}
+
+/* Has the keys, or the values, of a part of a key row fetched. */
+static void keys_ahead(ahead *a, const na_geometry *g, const tensor *tensor, int64_t batch,
+                       int64_t kv_head, int32_t z, int32_t y, const na_part *part, int64_t bytes)
+{
+    for (int h = 0; h < g->beside; h++) {
+        const na_keys keys = na_keys_of(g, part, h);
+        ahead_add(a, tensor_at(tensor, batch, kv_head + h, z, y, keys.x), tensor->axis[2], bytes,
+                  keys.count);
     }
 }

@@ -73,22 +73,19 @@ static void pack_score_slot(void *context, int64_t slot, int32_t z, int32_t y, c
 {
     const worker *w = context;
     const unfused *u = w->u;
-    const char *key = tensor_at(&u->key, w->work->batch, w->work->kv_head, z, y, part->first);
-    pack_transposed(u->key.dtype, key, u->key.axis[2], part->width, u->depth, 1,
-                    w->key + slot * u->slot_step, u->key_depth);
-    if (u->key_bias.data)
-        key_bias_pack(&u->key_bias,
-                      tensor_at(&u->key_bias, w->work->batch, w->work->kv_head, z, y, part->first),
-                      part->width, w->key + slot * u->slot_step + u->depth * u->key_depth);
+    real *const to = w->key + slot * u->slot_step;
+    pack_keys_transposed(u->geometry, &u->key, u->key.dtype, w->work->batch, w->work->kv_head, z, y,
+                         part, u->depth, to, u->key_depth);
+    pack_key_biases(u->geometry, &u->key_bias, w->work->batch, w->work->kv_head, z, y, part,
+                    to + u->depth * u->key_depth);
 }
 
 static void pack_gather_slot(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
 {
     const worker *w = context;
     const unfused *u = w->u;
-    const char *key = tensor_at(&u->key, w->work->batch, w->work->kv_head, z, y, part->first);
-    pack_natural(u->key.dtype, key, u->key.axis[2], part->width, u->depth, 1,
-                 w->key + slot * u->slot_step, padded(u->depth));
+    pack_keys_naturally(u->geometry, &u->key, w->work->batch, w->work->kv_head, z, y, part,
+                        u->depth, w->key + slot * u->slot_step, padded(u->depth));
 }
 
 /* Has all keys of a task packed; returns the number of its key rows. */
@@ -126,8 +123,8 @@ static void note_slot(void *context, int64_t slot, int32_t z, int32_t y, const n
     worker *w = context;
     const tensor *key = &w->u->key;
     (void)slot;
-    ahead_add(&w->keys, tensor_at(key, w->work->batch, w->work->kv_head, z, y, part->first),
-              key->axis[2], w->u->depth * stored_size(key->dtype), part->width);
+    keys_ahead(&w->keys, w->u->geometry, key, w->work->batch, w->work->kv_head, z, y, part,
+               w->u->depth * stored_size(key->dtype));
 }
 
 /* Notes the keys that the next task packs, to be fetched in so many steps. */
