@@ -237,3 +237,28 @@ def test_bias_of_another_dtype_is_cast() -> None:
     assert rpb.grad is not None and rpb.grad.dtype == torch.float32
     weights = torch.randn(1, 2, 6, 6, 9)
     assert F.na2d_av(weights, query.movedim(-2, 1), 3).dtype == torch.bfloat16
+
+
+# Widths for which kernels lay the rows of several heads side by side.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("width", "heads"), [(28, 8), (14, 16), (20, 4), (24, 3), (7, 16)])
+def test_what_is_wrong_with_one_head_stays_there(
+    width: int, heads: int, dtype: torch.dtype
+) -> None:
+    tensors = [torch.randn(1, 9, width, heads, 32, dtype=dtype) for _ in range(3)]
+    others = [h for h in range(heads) if h != 1]
+
+    def run(inputs: list[Tensor], d_out: Tensor) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out = F.na2d(*leaves, kernel_size=5)
+        return [out.detach(), *torch.autograd.grad(out, leaves, d_out)]
+
+    d_out = torch.randn_like(tensors[0])
+    right = run(tensors, d_out)
+    for i in range(4):
+        wrong = [t.clone() for t in (*tensors, d_out)]
+        wrong[i][..., 1, :] = torch.nan
+        got = run(wrong[:3], wrong[3])
+        assert any(t[..., 1, :].isnan().any() for t in got)
+        for mine, true in zip(got, right, strict=True):
+            assert torch.equal(mine[..., others, :], true[..., others, :])
