@@ -99,7 +99,7 @@ static void test_text(const char *text)
         for (int i = 0; i < 6; i++) {
             const int part = i / 2 == 1 ? NA_PART / 8 : NA_PART;
             const int beside = i / 2 == 2 ? (int)padded.kv_heads : 1;
-            test_cut(&padded, text, (na_cut){6, part, i % 2, 1, beside});
+            test_cut(&padded, text, (na_cut){6, part, i % 2, 1, beside, 0});
         }
 }
 

@@ -57,6 +57,7 @@ typedef struct backward_held {
 typedef struct backward_worker {
     const backward_run *run;
     na_work work, next;
+    int fetches;                     /* -1: not known yet */
     ahead keys_ahead, queries_ahead; /* of the next task, of the next tile */
     int64_t unit;
     int32_t band, first_band;           /* first_band: of those of the unit that this worker does */
@@ -111,9 +112,9 @@ static void backward_look_on(backward_worker *w, int tile, int end, int spans)
     const na_work *work = tile + 1 < end ? &w->work : &w->next;
     const tensor *tensors[] = {&run->query, &run->d_out, &run->out};
     ahead_clear(&w->queries_ahead);
-    if (!work->block)
+    if (!w->fetches || !work->block)
         return;
-    const int next = tile + 1 < end ? tile + 1 : g->part[work->part].tile;
+    const int next = tile + 1 < end ? tile + 1 : na_work_tiles(g, work).first;
     for (int r = 0; r < work->rows; r++)
         for (int i = 0; i < 2 + run->state->d_slope; i++) {
             const query_lanes lanes = query_lanes_of(

@@ -363,25 +363,24 @@ static void backward_look(void *context, int64_t slot, int32_t z, int32_t y, con
 static void backward_task(backward_worker *w, int64_t next, int64_t end)
 {
     const na_geometry *g = w->run->state->g;
-    int first = 0, last = 1;
+    const na_tiles tiles = na_work_tiles(g, &w->work);
     w->key_row_count = na_key_rows(g, &w->work, !w->run->dropping.threshold, w->key_rows);
+    if (w->fetches < 0)
+        w->fetches = needs_ahead(g, &w->work, w->key_rows, w->key_row_count, &w->run->key,
+                                 w->run->state->depth * (int64_t)stored_size(w->run->key.dtype));
     na_ring_fill(g, &w->work, w->key_rows, w->key_row_count, w->tags, backward_pack, w);
     backward_open_slots(w);
-    if (!g->across) {
-        first = g->part[w->work.part].tile;
-        last = g->part[w->work.part].end;
-    }
     ahead_clear(&w->keys_ahead);
     w->next.block = NULL;
-    if (next < end) {
+    if (w->fetches && next < end) {
         na_key_row *rows = w->key_rows + g->key_rows;
         w->next = na_work_at(g, next);
         const int count = na_key_rows(g, &w->next, !w->run->dropping.threshold, rows);
         na_ring_missing(g, &w->next, rows, count, w->tags, backward_look, w);
-        ahead_share(&w->keys_ahead, (int64_t)w->key_row_count * (last - first));
+        ahead_share(&w->keys_ahead, (int64_t)w->key_row_count * (tiles.end - tiles.first));
     }
-    for (int i = first; i < last; i++)
-        backward_tile_run(w, i, last);
+    for (int i = tiles.first; i < tiles.end; i++)
+        backward_tile_run(w, i, tiles.end);
 }
 
 /* worker_end: where the worker's tasks end; the next band's first keys are fetched ahead, too. */
@@ -407,7 +406,7 @@ static void backward_work(void *context, int64_t worker)
 {
     const backward_run *run = context;
     const backward_state *s = run->state;
-    backward_worker w = {.run = run};
+    backward_worker w = {.run = run, .fetches = -1};
     backward_layout(s, &w, run->scratch + (size_t)worker * s->worker_bytes);
     for (int64_t i = 0; i <= s->g->additional_slot; i++)
         w.tags[i] = -1;

@@ -14,7 +14,7 @@ enum { THREAD_COUNTS = sizeof thread_counts / sizeof *thread_counts };
 
 /* What a cut comes to: two that come to the same are one choice. */
 typedef struct shape {
-    int heads, pieces, part, across, planes, beside;
+    int heads, pieces, part, across, planes, beside, ahead;
 } shape;
 
 typedef struct list {
@@ -42,7 +42,8 @@ static shape shape_of(const na_geometry *g, na_cut cut)
     const int tiles = na_ceil_div(beside * (int)x->query_extent, g->lanes);
     const int along =
         cut.across ? tiles_along(g) : na_ceil_div((int)y->query_extent, (int)y->dilation);
-    shape s = {heads, na_ceil_div(along, cut.rows / heads), 1, cut.across, cut.planes, beside};
+    const int pieces = na_ceil_div(along, cut.rows / heads);
+    shape s = {heads, pieces, 1, cut.across, cut.planes, beside, cut.ahead};
     const int extent = cut.across ? (int)x->key_extent : tiles * g->lanes;
     s.part = cut.across && extent > cut.part ? cut.part : na_ceil_div(extent, cut.part);
     return s;
@@ -54,7 +55,8 @@ static void add(list *l, const na_geometry *g, na_cut cut)
     for (int i = 0; i < l->count; i++) {
         const shape *o = &l->shape[i];
         if (o->heads == s.heads && o->pieces == s.pieces && o->part == s.part &&
-            o->across == s.across && o->planes == s.planes && o->beside == s.beside)
+            o->across == s.across && o->planes == s.planes && o->beside == s.beside &&
+            o->ahead == s.ahead)
             return;
     }
     if (l->count < MOST_CUTS) {
@@ -66,7 +68,7 @@ static void add(list *l, const na_geometry *g, na_cut cut)
 /* Starts from the geometry that was thought best. */
 static void make_list(list *l, const na_geometry *g, int most)
 {
-    const na_cut first = {g->cut.rows, g->cut.part, g->across, g->planes, g->beside};
+    const na_cut first = {g->cut.rows, g->cut.part, g->across, g->planes, g->beside, g->cut.ahead};
     const int may_turn = g->axis[2].query_extent > g->lanes;
     add(l, g, first);
     for (int turned = 0; turned <= may_turn; turned++) {
@@ -86,6 +88,9 @@ static void make_list(list *l, const na_geometry *g, int most)
     add(l, g, other);
     other = first;
     other.beside = 1;
+    add(l, g, other);
+    other = first;
+    other.ahead = !first.ahead;
     add(l, g, other);
 }
 
@@ -135,9 +140,12 @@ na_geometry *na_choose(natten_plan *plan, int lanes, int half, na_cut usual, int
     if (!g)
         return NULL;
     const char *way = g->across ? "across" : g->planes ? "upright over planes" : "upright";
+    const char *fetched = g->cut.ahead ? ", fetched ahead" : "";
     if (g->beside > 1)
-        na_describe_choice(plan, "%d rows %s, %d heads side by side", g->cut.rows, way, g->beside);
+        na_describe_choice(plan, "%d rows %s, %d heads side by side%s", g->cut.rows, way, g->beside,
+                           fetched);
     else
-        na_describe_choice(plan, "%d rows %s, parts of %d", g->cut.rows, way, g->cut.part);
+        na_describe_choice(plan, "%d rows %s, parts of %d%s", g->cut.rows, way, g->cut.part,
+                           fetched);
     return g;
 }

@@ -8,7 +8,7 @@
 #include "cpu/tiles.h"
 
 /* So many rows, and all else as it usually is. */
-static inline na_cut na_usual_cut(int rows) { return (na_cut){rows, NA_PART, -1, 1, 1}; }
+static inline na_cut na_usual_cut(int rows) { return (na_cut){rows, NA_PART, -1, 1, 1, -1}; }
 
 /* Multiplications of a problem, borders and masks not looked at. */
 double na_products(const natten_problem *problem);

@@ -95,6 +95,35 @@ int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
 int na_cpu_has_amx(void) { return (features() & AMX) != 0; }
 int na_cpu_foresees(void) { return (features() & FORESEES) != 0; }
 
+/* AMD and Intel number and describe caches alike, under different leaves. */
+static int64_t look_for_last_cache(void)
+{
+    const unsigned leaf = is_late_zen() ? 0x8000001d : 4;
+    int64_t bytes = 0;
+    unsigned a, b, c, d;
+    for (unsigned i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31); i++)
+        bytes = (int64_t)((b >> 22) + 1) * ((b >> 12 & 1023) + 1) * ((b & 4095) + 1) * (c + 1LL);
+    return bytes;
+}
+
+/* Looked up once, as features are: to ask may take a guest's host to answer. */
+int64_t na_cpu_last_cache(void)
+{
+    static _Atomic int64_t found = -1;
+    int64_t known = atomic_load_explicit(&found, memory_order_relaxed);
+    if (known < 0) {
+        known = look_for_last_cache();
+        atomic_store_explicit(&found, known, memory_order_relaxed);
+    }
+    return known;
+}
+
+uint64_t na_cpu_ticks(void)
+{
+    unsigned processor;
+    return __builtin_ia32_rdtscp(&processor);
+}
+
 int na_cpu_allows_amx(void)
 {
     enum { ALLOWED = 1, FORBIDDEN };
@@ -128,6 +157,8 @@ int na_cpu_has_avx512(void) { return 0; }
 int na_cpu_has_avx512bf16(void) { return 0; }
 int na_cpu_has_amx(void) { return 0; }
 int na_cpu_foresees(void) { return 0; }
+int64_t na_cpu_last_cache(void) { return 0; }
+uint64_t na_cpu_ticks(void) { return 0; }
 int na_cpu_allows_amx(void) { return 0; }
 
 void na_cpu_name(char *text, size_t size)

@@ -4,6 +4,7 @@
 #define NATTEN_CPU_CPUID_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* AVX2, FMA and F16C. */
 int na_cpu_has_avx2(void);
@@ -24,6 +25,13 @@ int na_cpu_allows_amx(void);
 /* Fetches long pieces that lie in even steps before they are asked for, as a Zen 5 was seen to do.
  */
 int na_cpu_foresees(void);
+
+/* Bytes of its last-level cache, as far as one core uses it; 0: not known. */
+int64_t na_cpu_last_cache(void);
+
+/* Time in ticks of 0.2 to 0.5 ns, all that was loaded before being there; 0: there is no such
+ * clock. */
+uint64_t na_cpu_ticks(void);
 
 /* Its name, cut to size bytes. */
 void na_cpu_name(char *text, size_t size);

@@ -40,6 +40,7 @@ typedef struct forward_run {
 typedef struct forward_worker {
     const forward_run *run;
     na_work work, next;    /* next: the task after this one; no block: none */
+    int fetches;           /* -1: not known yet */
     ahead tokens, queries; /* of the next task; of the next tile */
     real *key, *value, *query, *score, *sum, *room;
     int64_t *tags;                    /* of slots; the last one of the additional tokens */
@@ -82,13 +83,13 @@ static inline query_lanes forward_queries(const forward_tile *t, const tensor *t
 static void forward_next_queries(forward_worker *w, int tile, int spans)
 {
     const na_geometry *g = w->run->state->g;
-    const int same = !g->across && tile + 1 < g->part[w->work.part].end;
+    const int same = tile + 1 < na_work_tiles(g, &w->work).end;
     const na_work *work = same ? &w->work : &w->next;
     ahead_clear(&w->queries);
-    if (!work->block)
+    if (!w->fetches || !work->block)
         return;
     const tensor *q = &w->run->query;
-    const int next = same ? tile + 1 : g->part[work->part].tile;
+    const int next = same ? tile + 1 : na_work_tiles(g, work).first;
     for (int r = 0; r < work->rows; r++) {
         const query_lanes lanes =
             query_lanes_of(g, work, next, r, na_work_lanes(g, work, next, r)->count, q);

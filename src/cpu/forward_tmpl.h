@@ -93,21 +93,21 @@ static void forward_pack_more(forward_worker *w)
 static void forward_look_ahead(forward_worker *w, int64_t task)
 {
     const na_geometry *g = w->run->state->g;
-    const na_part *part = &g->part[w->work.part];
-    const int tiles = g->across ? 1 : part->end - part->tile;
+    const na_tiles tiles = na_work_tiles(g, &w->work);
     w->next = na_work_at(g, task);
     w->next_row_count = na_key_rows(g, &w->next, !w->run->dropping.threshold, w->next_rows);
     na_ring_missing(g, &w->next, w->next_rows, w->next_row_count, w->tags, forward_look, w);
-    ahead_share(&w->tokens, (int64_t)tiles * w->key_row_count);
+    ahead_share(&w->tokens, (int64_t)(tiles.end - tiles.first) * w->key_row_count);
 }
 
 /* A natten_task. */
 static void forward_work(void *context, int64_t worker)
 {
     const forward_run *run = context;
-    const na_geometry *g = run->state->g;
-    forward_worker w = {.run = run};
-    forward_layout(run->state, &w, run->scratch + (size_t)worker * run->state->worker_bytes);
+    const forward_state *s = run->state;
+    const na_geometry *g = s->g;
+    forward_worker w = {.run = run, .fetches = -1};
+    forward_layout(s, &w, run->scratch + (size_t)worker * s->worker_bytes);
     for (int64_t i = 0; i <= g->additional_slot; i++)
         w.tags[i] = -1;
     const int64_t end = g->tasks * (worker + 1) / run->workers;
@@ -122,17 +122,18 @@ static void forward_work(void *context, int64_t worker)
             w.work = na_work_at(g, task);
             w.key_row_count = na_key_rows(g, &w.work, !run->dropping.threshold, w.key_rows);
         }
+        if (w.fetches < 0)
+            w.fetches = needs_ahead(g, &w.work, w.key_rows, w.key_row_count, &run->key,
+                                    s->depth * stored_size(packed_as(run->key.dtype)));
         na_ring_fill(g, &w.work, w.key_rows, w.key_row_count, w.tags, forward_pack, &w);
         forward_pack_more(&w);
         w.next.block = NULL;
         ahead_clear(&w.tokens);
-        if (task + 1 < end)
+        if (w.fetches && task + 1 < end)
             forward_look_ahead(&w, task + 1);
-        if (g->across)
-            forward_tile_run(&w, 0);
-        else
-            for (int i = g->part[w.work.part].tile; i < g->part[w.work.part].end; i++)
-                forward_tile_run(&w, i);
+        const na_tiles tiles = na_work_tiles(g, &w.work);
+        for (int i = tiles.first; i < tiles.end; i++)
+            forward_tile_run(&w, i);
     }
     vec_fence();
 }

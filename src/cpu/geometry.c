@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "core/problem.h"
+#include "cpu/cpuid.h"
 #include "cpu/lanes.h"
 
 #include <stdlib.h>
@@ -282,10 +284,29 @@ static void make_bounds(na_geometry *g, const natten_problem *problem, int rows)
 
 int64_t na_bias_entries(const natten_problem *p)
 {
-    int64_t entries = na_has(p, NATTEN_RPB);
+    int64_t entries = na_has(p, NATTEN_RPB) || na_has(p, NATTEN_D_RPB);
     for (int a = 0; a < 3; a++)
         entries *= 2 * p->axis[a].window - 1;
     return entries;
+}
+
+/* Whether a processor that foresees is better left alone: what lies in the last-level cache comes
+ * in time without being asked for. Half of that is for others. */
+static int lies_near(const natten_problem *p)
+{
+    if (!na_cpu_foresees())
+        return 0;
+    double bytes = 0;
+    for (int role = 0; role < NATTEN_ROLES; role++) {
+        if (!na_has(p, (natten_role)role))
+            continue;
+        const na_shape shape = na_role_shape(p, (natten_role)role);
+        double elements = (double)shape.batch * (double)shape.heads * (double)shape.channels;
+        for (int i = 0; i < 3; i++)
+            elements *= (double)shape.extent[i];
+        bytes += elements * (double)na_dtype_size(na_role_dtype(p, (natten_role)role));
+    }
+    return 2 * bytes < (double)na_cpu_last_cache();
 }
 
 na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, na_cut cut)
@@ -308,6 +329,8 @@ na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half
     g->cut.beside = g->beside = na_cut_beside(g->axis, lanes, cut, g->across);
     g->head_sets = problem->kv_heads / g->beside;
     g->bias_entries = g->beside > 1 ? (int)na_bias_entries(problem) * g->group : 0;
+    if (cut.ahead < 0)
+        g->cut.ahead = !lies_near(problem);
     int made = na_make_lane_tiles(g);
     if (g->across)
         made = made && make_across_blocks(g, rows) && make_across_parts(g);

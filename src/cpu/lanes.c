@@ -204,7 +204,7 @@ int32_t na_choose_beside(const na_geometry *g, const natten_problem *p)
     const double worthwhile = p->op == NATTEN_BACKWARD ? 0.7 : 0.95;
     double least = row_cost(g, 1);
     for (int n = 2; n <= MOST_BESIDE; n++) {
-        const na_cut cut = {g->cut.rows, g->cut.part, 0, 0, n};
+        const na_cut cut = {g->cut.rows, g->cut.part, 0, 0, n, 0};
         if (p->kv_heads % n || na_cut_beside(g->axis, g->lanes, cut, 0) != n ||
             !tasks_suffice(g, p, n))
             continue;

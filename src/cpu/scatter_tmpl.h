@@ -252,7 +252,7 @@ static void run_box(scatter_worker *w, int64_t unit)
         if (!reaches(g, &work, &box))
             continue;
         const int all = na_key_rows(g, &work, 0, w->rows);
-        int row_count = 0, from, to;
+        int row_count = 0;
         for (int j = 0; j < all; j++) {
             const int64_t row = row_of(&s->boxes, g, w->rows[j].z, w->rows[j].y);
             if (row >= box.row && row < box.row_end)
@@ -262,8 +262,8 @@ static void run_box(scatter_worker *w, int64_t unit)
             continue;
         tile t = tile_of_task(g, &work);
         t.spans = w->spans;
-        task_tiles(g, &work, &from, &to);
-        for (int j = from; j < to; j++) {
+        const na_tiles tiles = na_work_tiles(g, &work);
+        for (int j = tiles.first; j < tiles.end; j++) {
             tile_at(&t, j, w->rows, row_count);
             clip_spans(w, &t, &box);
             if (!t.count)
@@ -327,9 +327,8 @@ static void run_share(scatter_worker *w, int64_t unit)
         memset(w->bias, 0, (size_t)s->bias_sums * sizeof(real));
         tile t = tile_of_task(g, &work);
         t.spans = w->spans;
-        int from, to;
-        task_tiles(g, &work, &from, &to);
-        for (int j = from; j < to; j++) {
+        const na_tiles tiles = na_work_tiles(g, &work);
+        for (int j = tiles.first; j < tiles.end; j++) {
             /* No key rows: the additional tokens only. */
             tile_at(&t, j, w->rows, 0);
             const weights weights = load_weights(&t, &s->attn, s->slots, w->room);

@@ -83,6 +83,10 @@ typedef struct na_cut {
     /* Key heads side by side, if upright and in one part; divides their number. 0: what wastes the
      * fewest lanes. */
     int32_t beside;
+    /* 1: what is packed next is fetched during other work; 0: only if the first of it turns out to
+     * come from memory; -1: 0 if all tensors fit in the last-level cache of a processor that
+     * foresees, else 1. */
+    int32_t ahead;
 } na_cut;
 
 enum { NA_PART = 512 };
@@ -225,6 +229,18 @@ static inline int32_t na_work_tile(const na_geometry *geometry, const na_work *w
                                    int row)
 {
     return geometry->across ? work->block->index[work->row_block[row]] : tile;
+}
+
+/* Lane tiles of a task: [first, end). Across there is one for all of them, 0. */
+typedef struct na_tiles {
+    int32_t first, end;
+} na_tiles;
+
+static inline na_tiles na_work_tiles(const na_geometry *geometry, const na_work *work)
+{
+    if (geometry->across)
+        return (na_tiles){0, 1};
+    return (na_tiles){geometry->part[work->part].tile, geometry->part[work->part].end};
 }
 
 /* Keys of a head in the slots of a part: keys [x, x + count) of its rows, from key `place` of the

@@ -32,6 +32,7 @@ typedef struct worker {
     const unfused *u;
     int64_t pair;        /* batch and key head whose additional tokens are packed, or -1 */
     const na_work *work; /* pack_keys: whose keys are packed; look_ahead: the next one's */
+    int fetches;         /* -1: not known yet */
     ahead keys, rest;    /* what the next task packs; what the next tile reads, this one writes */
     int64_t *tags;
     na_key_row *rows; /* of this task, then of the next */
@@ -45,7 +46,7 @@ typedef struct worker {
 static worker score_worker(const unfused *u, pieces *p)
 {
     const na_geometry *g = u->geometry;
-    worker w = {.u = u, .pair = -1};
+    worker w = {.u = u, .pair = -1, .fetches = -1};
     w.tags = piece(p, g->additional_slot, sizeof *w.tags);
     w.rows = piece(p, 2 * (int64_t)g->key_rows, sizeof *w.rows);
     w.spans = piece(p, g->spans, sizeof *w.spans);
@@ -59,7 +60,7 @@ static worker score_worker(const unfused *u, pieces *p)
 static worker gather_worker(const unfused *u, pieces *p)
 {
     const na_geometry *g = u->geometry;
-    worker w = {.u = u, .pair = -1};
+    worker w = {.u = u, .pair = -1, .fetches = -1};
     w.tags = piece(p, g->additional_slot, sizeof *w.tags);
     w.rows = piece(p, 2 * (int64_t)g->key_rows, sizeof *w.rows);
     w.spans = piece(p, g->spans, sizeof *w.spans);
@@ -96,6 +97,9 @@ static int pack_keys(worker *w, const na_work *work, int transposed)
     const int64_t pair = work->batch * g->head_sets + work->kv_head;
     const int row_count = na_key_rows(g, work, 0, w->rows);
     w->work = work;
+    if (w->fetches < 0)
+        w->fetches =
+            needs_ahead(g, work, w->rows, row_count, &u->key, u->depth * stored_size(u->key.dtype));
     na_ring_fill(g, work, w->rows, row_count, w->tags,
                  transposed ? pack_score_slot : pack_gather_slot, w);
     if (w->pair == pair)
@@ -216,6 +220,18 @@ static void score_tile(worker *w, tile *t)
                      query_at(&u->attn, t, r), u->attn.axis[2]);
 }
 
+/* Has what a tile writes fetched, and the queries of the next one. */
+static void look_around(worker *w, const tile *t, const na_work *work, int next)
+{
+    const unfused *u = w->u;
+    ahead_clear(&w->rest);
+    if (!w->fetches)
+        return;
+    look_at_tile(&w->rest, &u->attn, u->geometry, t->work, t->number, u->slots);
+    look_at_tile(&w->rest, &u->query, u->geometry, work, next, u->depth);
+    ahead_share(&w->rest, t->count);
+}
+
 static void gather_tile(worker *w, tile *t)
 {
     const unfused *u = w->u;
@@ -273,25 +289,20 @@ static void run_tasks(const unfused *u, int64_t number, int transposed)
         const na_work work = na_work_at(g, task), next = na_work_at(g, task + (task + 1 < end));
         const int row_count = pack_keys(&w, &work, transposed);
         tile t = tile_of_task(g, &work);
-        int from, to, next_from, next_to;
-        task_tiles(g, &work, &from, &to);
-        task_tiles(g, &next, &next_from, &next_to);
+        const na_tiles tiles = na_work_tiles(g, &work), next_tiles = na_work_tiles(g, &next);
         ahead_clear(&w.keys);
-        look_ahead(&w, &next, (int64_t)(to - from) * (transposed ? row_count : 1));
+        if (w.fetches)
+            look_ahead(&w, &next,
+                       (tiles.end - tiles.first) * (transposed ? row_count : INT64_C(1)));
         t.spans = w.spans;
-        for (int i = from; i < to; i++) {
+        for (int i = tiles.first; i < tiles.end; i++) {
             tile_at(&t, i, w.rows, row_count);
             if (!transposed) {
                 gather_tile(&w, &t);
                 continue;
             }
-            ahead_clear(&w.rest);
-            look_at_tile(&w.rest, &u->attn, g, &work, i, u->slots);
-            if (i + 1 < to)
-                look_at_tile(&w.rest, &u->query, g, &work, i + 1, u->depth);
-            else
-                look_at_tile(&w.rest, &u->query, g, &next, next_from, u->depth);
-            ahead_share(&w.rest, t.count);
+            const int last = i + 1 == tiles.end;
+            look_around(&w, &t, last ? &next : &work, last ? next_tiles.first : i + 1);
             score_tile(&w, &t);
         }
     }
@@ -391,10 +402,8 @@ static int scattered_of(const natten_plan *plan, const natten_run *run, scattere
     s->pairs = p->batch * p->kv_heads;
     s->pair_tasks = s->geometry->tasks / s->pairs;
     s->more_sums = s->more.data ? p->additional_tokens * padded(s->depth) : 0;
-    s->bias_head = 1;
-    for (int i = 0; i < 3; i++)
-        s->bias_head *= 2 * p->axis[i].window - 1;
-    s->bias_sums = s->bias.data ? s->bias_head * s->geometry->group : 0;
+    s->bias_head = na_bias_entries(p);
+    s->bias_sums = s->bias_head * s->geometry->group;
     s->shares = make_shares(s);
     pieces worker = {NULL, 0};
     scatter_worker_of(s, &worker);

@@ -47,13 +47,6 @@ static tile tile_of_task(const na_geometry *g, const na_work *work)
     return t;
 }
 
-/* Lane tiles of a task: [*from, *to). */
-static void task_tiles(const na_geometry *g, const na_work *work, int *from, int *to)
-{
-    *from = g->across ? 0 : g->part[work->part].tile;
-    *to = g->across ? 1 : g->part[work->part].end;
-}
-
 /* Moves on to a lane tile, with all spans of these key rows. */
 static void tile_at(tile *t, int number, const na_key_row *rows, int row_count)
 {
