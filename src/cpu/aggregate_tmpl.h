@@ -17,8 +17,10 @@ typedef struct aggregation {
     real *const *weight; /* of each row of the call: of the first span's first key */
     const real *value;   /* natural tokens of slot 0, aligned, at the call's first channel */
     int64_t value_step;  /* between tokens */
+    int group;           /* channels of a call */
+    int64_t value_group; /* between those of one and of the next */
     real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
-    int64_t sum_row, sum_lane;
+    int64_t sum_row, sum_lane, sum_group;
     const real *factor;      /* [row of the call][VL] */
     out_real *const *out;    /* of each row of the call: lane 0; NULL: into sum */
     const int64_t *out_lane; /* of each lane: bytes from lane 0 */
@@ -364,16 +366,23 @@ static int halves_of(int channels)
     return 2 * vectors - (TAILS && vectors < CHANNELS_MAX && (channels - 1) % VL < HALF);
 }
 
+/* Channels of one call, whole vectors: those of a token in groups of nearly equal size. */
+static int channel_group(int channels)
+{
+    const int groups = (channels + CHANNELS_MAX * VL - 1) / (CHANNELS_MAX * VL);
+    return (int)padded((channels + groups - 1) / groups);
+}
+
 /* Bytes of weights, of all rows, and of the values that they multiply: about the first cache's
  * size. With more, processors that multiply a whole vector in one turn wait for the next cache;
  * with less, sums are loaded and stored more often. LANES_BYTES: with the values that all lanes
  * together multiply, which of short runs are several times as many. */
 enum { BLOCK_BYTES = 32 << 10, LANES_BYTES = 44 << 10 };
 
-/* Reals of the weights of such a block, of runs of so many keys. */
-static int64_t block_reals(int rows, int channels, int64_t run)
+/* Reals of the weights of such a block, of runs of so many keys, and of values of `value` reals. */
+static int64_t block_reals(int rows, int64_t value, int64_t run)
 {
-    const int64_t weights = (int64_t)rows * VL, value = padded(channels);
+    const int64_t weights = (int64_t)rows * VL;
     const int64_t seen = run < NA_RUN ? run : NA_RUN;
     const int64_t one = BLOCK_BYTES / (weights / PER_REAL + value);
     const int64_t all = LANES_BYTES / (weights / PER_REAL + value * (seen + VL - 1) / seen);
@@ -382,9 +391,9 @@ static int64_t block_reals(int rows, int channels, int64_t run)
 }
 
 /* Whether two lanes are taken at a time, and spans in groups. */
-static int aggregate_grouped(const aggregation *a, int depth)
+static int aggregate_grouped(const aggregation *a)
 {
-    return depth <= FEW_HALVES / 2 * VL && a->weight_lane == 1;
+    return a->group <= FEW_HALVES / 2 * VL && a->weight_lane == 1;
 }
 
 /* All lanes. */
@@ -406,16 +415,17 @@ static void aggregate_call(aggregation a, int count, int halves, int grouped, in
     aggregate_table[count][halves](&a);
 }
 
-/* A call for rows [row, row + count) and each few vectors of channels. */
+/* A call for rows [row, row + count) and each group of channels. */
 static void aggregate_rows(aggregation a, int row, int count, int depth, int grouped, int limited)
 {
-    for (int i = 0; i < depth; i += CHANNELS_MAX * VL) {
-        const int some = depth - i < CHANNELS_MAX * VL ? depth - i : CHANNELS_MAX * VL;
+    const int group = a.group;
+    for (int i = 0; i < depth; i += group) {
+        const int some = na_min(depth - i, group);
         out_real *out[ROWS_MAX];
         aggregation b = a;
         b.weight = a.weight + row;
-        b.value = a.value + i;
-        b.sum = a.sum + row * a.sum_row + i;
+        b.value = a.value + i / group * a.value_group;
+        b.sum = a.sum + row * a.sum_row + i / group * a.sum_group;
         b.factor = a.factor + row * VL;
         if (a.out) {
             for (int r = 0; r < count; r++)
@@ -431,7 +441,7 @@ static void aggregate_rows(aggregation a, int row, int count, int depth, int gro
  * the number of channels, whose vectors may reach beyond it in value and sum. */
 static void aggregate_spans(const aggregation *all, int rows, int depth)
 {
-    const int grouped = aggregate_grouped(all, depth);
+    const int grouped = aggregate_grouped(all);
     run_list list;
     real *weight[ROWS_MAX];
     for (int r = 0; r < rows; r++)

@@ -257,8 +257,9 @@ static void backward_sizes(backward_state *s, const natten_problem *p)
     s->value_step = padded(s->channels);
     /* An odd number of cache lines, so that channels do not fall into the same cache sets. */
     s->line = ((s->g->width + line - 1) / line | 1) * line;
-    s->block =
-        block_reals(s->rows, s->depth > s->channels ? s->depth : s->channels, p->axis[2].window);
+    s->key_group = channel_group(s->depth);
+    s->block = block_reals(s->rows, padded(s->depth > s->channels ? s->depth : s->channels),
+                           p->axis[2].window);
     s->block_room = (s->block > most ? s->block : most) + (int64_t)s->rows * 2 * VL;
     s->entries = na_bias_entries(p);
     s->kind_reals = padded(s->entries * VL) + VL;

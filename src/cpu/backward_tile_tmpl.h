@@ -14,6 +14,7 @@ typedef struct backward_state {
     int terms;                           /* of a score: channels, and one for a key bias */
     int64_t line;                        /* reals between channels of a transposed slot */
     int64_t key_step, value_step;        /* reals of a natural token */
+    int key_group;                       /* channels that aggregate takes at a time */
     int64_t entries;                     /* of a head's bias; 0: none */
     int64_t kind_reals;                  /* of a kind's sums of one head */
     int d_query, d_key, d_value, d_bias; /* wanted; d_key and d_value: of any key, any value */
@@ -387,9 +388,12 @@ static void backward_query(const backward_tile *t, const na_span *spans, int cou
                            .weight = t->slope,
                            .value = w->natural,
                            .value_step = s->key_step,
+                           .group = s->key_group,
+                           .value_group = s->key_group,
                            .sum = w->partial,
                            .sum_row = s->key_step,
                            .sum_lane = t->rows * s->key_step,
+                           .sum_group = s->key_group,
                            .factor = t->scale,
                            .out = run->direct ? out : NULL,
                            .out_lane = out_lane};

@@ -15,7 +15,9 @@ typedef struct forward_state {
     int terms;           /* of a score: channels, and one for a key bias */
     int64_t key_depth;   /* reals between channels of a transposed slot */
     int64_t slot_step;   /* reals of a transposed slot */
-    int64_t value_step;  /* reals of a natural token */
+    int64_t value_step;  /* reals of a natural token, of one group of channels */
+    int64_t groups;      /* of channels, for aggregate */
+    int64_t value_group; /* reals between these: the ring of one after that of another */
     int64_t score_row;   /* reals of a row's scores */
     int chapter;         /* most keys of a row in a chapter */
     int whole;           /* there is one chapter only */
@@ -173,11 +175,12 @@ static void forward_rescale(forward_tile *t, int first)
         vec_store(shrink, factor);
         vec_store(t->total + r * VL, vec_mul(vec_load(t->total + r * VL), factor));
         vec_store(t->rounded + r * VL, vec_mul(vec_load(t->rounded + r * VL), factor));
-        for (int l = 0, lanes = forward_lanes(t, r); l < lanes; l++) {
-            real *sum = t->w->sum + (l * t->rows + r) * step;
-            for (int c = 0; c < step; c += VL)
-                vec_store(sum + c, vec_mul(vec_load(sum + c), vec_set1(shrink[l])));
-        }
+        for (int64_t g = 0; g < t->w->run->state->groups; g++)
+            for (int l = 0, lanes = forward_lanes(t, r); l < lanes; l++) {
+                real *sum = t->w->sum + ((g * VL + l) * t->rows + r) * step;
+                for (int c = 0; c < step; c += VL)
+                    vec_store(sum + c, vec_mul(vec_load(sum + c), vec_set1(shrink[l])));
+            }
     }
 }
 
@@ -331,9 +334,12 @@ static void forward_aggregate(forward_tile *t, const na_span *spans, int count, 
                                .weight = t->at,
                                .value = t->w->value,
                                .value_step = s->value_step,
+                               .group = (int)s->value_step,
+                               .value_group = s->value_group,
                                .sum = t->w->sum,
                                .sum_row = s->value_step,
                                .sum_lane = t->rows * s->value_step,
+                               .sum_group = VL * t->rows * s->value_step,
                                .factor = t->factor,
                                .out = run->direct ? out : NULL,
                                .out_lane = out_lane};
@@ -364,8 +370,13 @@ static int forward_chapter(const forward_tile *t, const na_span *spans, int coun
 static void forward_store(const forward_tile *t, int r)
 {
     const forward_state *s = t->w->run->state;
-    const query_lanes out = forward_queries(t, &t->w->run->out, r);
-    unpack_queries(&out, t->w->sum + r * s->value_step, t->rows * s->value_step, s->channels);
+    query_lanes out = forward_queries(t, &t->w->run->out, r);
+    const int64_t lane = t->rows * s->value_step;
+    const real *sum = t->w->sum + r * s->value_step;
+    for (int c = 0; c < s->channels; c += (int)s->value_step, sum += VL * lane) {
+        unpack_queries(&out, sum, lane, na_min(s->channels - c, (int)s->value_step));
+        out.at += s->value_step * stored_size(out.tensor->dtype);
+    }
 }
 
 static void forward_tile_run(forward_worker *w, int tile)

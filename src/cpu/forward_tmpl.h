@@ -9,10 +9,10 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
 {
     const na_geometry *g = s->g;
     const size_t reals[] = {(size_t)(g->slots * s->slot_step + 2 * VL),
-                            (size_t)(g->slots * g->apart * s->value_step),
+                            (size_t)(s->groups * s->value_group),
                             (size_t)s->rows * s->terms * VL,
                             (size_t)s->rows * s->score_row,
-                            (size_t)s->rows * VL * s->value_step,
+                            (size_t)(s->groups * s->rows * VL * s->value_step),
                             ((size_t)s->terms * KEYS_MAX + 1) * VL};
     real **const part[] = {&w->key, &w->value, &w->query, &w->score, &w->sum, &w->room};
     size_t at = 0;
@@ -30,6 +30,14 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
     return at;
 }
 
+static void pack_groups(const forward_state *s, int dtype, const char *from, int64_t token,
+                        int tokens, int step, real *to)
+{
+    for (int c = 0; c < s->channels; c += (int)s->value_step, to += s->value_group)
+        pack_values(dtype, from + c * (int64_t)stored_size(dtype), token, tokens, step,
+                    na_min(s->channels - c, (int)s->value_step), to, s->value_step);
+}
+
 /* A na_pack: keys transposed, values natural. */
 static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, const na_part *part)
 {
@@ -44,9 +52,9 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
     pack_key_biases(s->g, &run->key_bias, b, h, z, y, part, key + s->depth * s->key_depth);
     for (int i = 0; i < s->g->beside; i++) {
         const na_keys keys = na_keys_of(s->g, part, i);
-        pack_values(run->value.dtype, tensor_at(&run->value, b, h + i, z, y, keys.x),
-                    run->value.axis[2], keys.count, (int)s->g->axis[2].dilation, s->channels,
-                    value + keys.place * s->value_step, s->value_step);
+        pack_groups(s, run->value.dtype, tensor_at(&run->value, b, h + i, z, y, keys.x),
+                    run->value.axis[2], keys.count, (int)s->g->axis[2].dilation,
+                    value + keys.place * s->value_step);
     }
 }
 
@@ -82,10 +90,9 @@ static void forward_pack_more(forward_worker *w)
                         k->axis[0], some, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
         if (run->key_bias.data)
             key_bias_pack(NULL, NULL, some, w->key + slot * s->slot_step + s->depth * s->key_depth);
-        pack_values(v->dtype,
+        pack_groups(s, v->dtype,
                     tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
-                    v->axis[0], some, 1, s->channels, w->value + slot * g->apart * s->value_step,
-                    s->value_step);
+                    v->axis[0], some, 1, w->value + slot * g->apart * s->value_step);
     }
 }
 
@@ -209,6 +216,16 @@ static int forward_part(const natten_problem *p, int rows)
     return pays && part < NA_PART ? (int)part : NA_PART;
 }
 
+/* Channels of a value that aggregate takes at a time. With few, blocks of weights are larger, so
+ * that sums are stored less often, and lanes are taken two by two, but weights are read more often:
+ * short runs in many key rows want that. */
+static int forward_group(const natten_problem *p)
+{
+    const int usual = channel_group((int)p->value_dim);
+    const int few = FEW_HALVES > 0 ? FEW_HALVES / 2 * VL : usual;
+    return p->axis[0].window > 1 && p->value_dim % few == 0 ? few : usual;
+}
+
 static natten_status forward_plan(natten_plan *plan)
 {
     const natten_problem *p = &plan->merged;
@@ -233,8 +250,10 @@ static natten_status forward_plan(natten_plan *plan)
     s->key_depth = ((s->g->width + line - 1) / line | 1) * line;
     s->terms = s->depth + na_has(p, NATTEN_KEY_BIAS);
     s->slot_step = s->key_depth * s->terms;
-    s->value_step = padded(s->channels);
-    s->block = block_reals(s->rows, s->channels, p->axis[2].window);
+    s->value_step = forward_group(p);
+    s->groups = (s->channels + s->value_step - 1) / s->value_step;
+    s->value_group = s->g->slots * s->g->apart * s->value_step;
+    s->block = block_reals(s->rows, s->value_step, p->axis[2].window);
     s->whole = keys <= room;
     s->chapter = (int)(s->whole ? keys : room);
     s->score_row = (int64_t)s->chapter * VL + 2 * VL;

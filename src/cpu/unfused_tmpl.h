@@ -237,6 +237,7 @@ static void gather_tile(worker *w, tile *t)
     const unfused *u = w->u;
     const int rows = t->work->rows;
     const int64_t step = padded(u->depth);
+    const int group = channel_group(u->depth);
     const weights weights = load_weights(t, &u->attn, u->slots, w->score);
     const int direct = stored_size(u->query.dtype) == sizeof(real);
     ahead_fetch(&w->keys, w->keys.quota);
@@ -264,9 +265,12 @@ static void gather_tile(worker *w, tile *t)
                                .weight = at,
                                .value = w->key,
                                .value_step = step,
+                               .group = group,
+                               .value_group = group,
                                .sum = w->query,
                                .sum_row = VL * step,
                                .sum_lane = step,
+                               .sum_group = group,
                                .factor = factor,
                                .out = direct ? out : NULL,
                                .out_lane = out_lane};
