@@ -67,14 +67,14 @@ static void add_tokens(const real *from, int64_t from_step, int64_t tokens, int6
     }
 }
 
-/* Takes packed tokens away: adds them to others, or (add 0) sets these, and leaves zeros. Whole
- * vectors are set past the caches: only bands that meet here read them again. */
+/* Takes packed tokens away: adds them to others, or sets these (past the caches, where vectors are
+ * whole and nobody reads them again soon), and leaves zeros. */
 static void take_tokens(real *from, int64_t from_step, int64_t tokens, int64_t channels, real *to,
-                        int64_t to_step, int add)
+                        int64_t to_step, int add, int again)
 {
     const int64_t line = VL * (int64_t)sizeof(real);
-    const int stream =
-        !add && channels % VL == 0 && (uintptr_t)to % (uintptr_t)line == 0 && to_step % VL == 0;
+    const int stream = !add && !again && channels % VL == 0 &&
+                       (uintptr_t)to % (uintptr_t)line == 0 && to_step % VL == 0;
     if (!stream)
         add_tokens(from, from_step, tokens, channels, to, to_step, add);
     for (int64_t t = 0; t < tokens; t++, from += from_step, to += to_step)
@@ -162,7 +162,7 @@ static void backward_flush_cell(backward_worker *w, int64_t slot, int from, int 
         }
         real *sum = w->sum[i] + (slot * s->g->apart + from - held->part->first) * sink->step;
         take_tokens(sum, sink->step, to - from, sink->channels, cell + (from - begin) * step, step,
-                    add);
+                    add, !w->fetches && na_band_shares(bands, w->band, number));
     }
     w->seen[number] = 1;
 }

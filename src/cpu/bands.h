@@ -61,4 +61,11 @@ static inline int32_t na_band_place(const na_bands *bands, int32_t band, int64_t
     return place >= 0 && at_once ? -1 : place;
 }
 
+/* Whether the band after this one adds to a cell, too. */
+static inline int na_band_shares(const na_bands *bands, int32_t band, int64_t cell)
+{
+    return bands->place && band + 1 < bands->count &&
+           bands->place[(band + 1) * bands->cells + cell] != -2;
+}
+
 #endif
