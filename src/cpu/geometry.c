@@ -291,14 +291,14 @@ int64_t na_bias_entries(const natten_problem *p)
 }
 
 /* Whether a processor that foresees is better left alone: what lies in the last-level cache comes
- * in time without being asked for. Half of that is for others. */
+ * in time without being asked for. That is what is read, as long as there is room for others. */
 static int lies_near(const natten_problem *p)
 {
     if (!na_cpu_foresees())
         return 0;
     double bytes = 0;
     for (int role = 0; role < NATTEN_ROLES; role++) {
-        if (!na_has(p, (natten_role)role))
+        if (!na_has(p, (natten_role)role) || na_role_is_output((natten_op)p->op, (natten_role)role))
             continue;
         const na_shape shape = na_role_shape(p, (natten_role)role);
         double elements = (double)shape.batch * (double)shape.heads * (double)shape.channels;
@@ -306,7 +306,7 @@ static int lies_near(const natten_problem *p)
             elements *= (double)shape.extent[i];
         bytes += elements * (double)na_dtype_size(na_role_dtype(p, (natten_role)role));
     }
-    return 2 * bytes < (double)na_cpu_last_cache();
+    return bytes < 0.4 * (double)na_cpu_last_cache();
 }
 
 na_geometry *na_geometry_make(const natten_problem *problem, int lanes, int half, na_cut cut)
