@@ -263,6 +263,8 @@ static void backward_score(backward_tile *t, const na_span *spans, int count)
                           .key_depth = s->line,
                           .depth = s->terms,
                           .half = t->lanes->half,
+                          .lanes = t->row_lanes,
+                          .rows = t->rows,
                           .forbidden = (real)-INFINITY,
                           .room = w->room,
                           .ahead = {&w->keys_ahead, &w->queries_ahead}};

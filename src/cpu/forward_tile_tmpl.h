@@ -132,6 +132,8 @@ static void forward_score(forward_tile *t, const na_span *spans, int count)
                              .depth = s->terms,
                              .scale = (real)(w->run->problem->scale * LOG2_E),
                              .half = t->lanes->half,
+                             .lanes = t->row_lanes,
+                             .rows = t->rows,
                              .forbidden = (real)-INFINITY,
                              .top = t->top,
                              .room = w->room,

@@ -236,8 +236,10 @@ typedef struct scoring {
     int64_t slot_step; /* between slots */
     int64_t key_depth; /* between channels in a slot */
     int depth;
-    real scale;      /* pairs */
-    int half;        /* 1: HALF lanes, scores HALF apart */
+    real scale; /* pairs */
+    int half;   /* 1: HALF lanes, scores HALF apart */
+    int rows;   /* of the tile */
+    na_row_lanes lanes;
     real forbidden;  /* score of keys that a lane does not see */
     real *top;       /* [row][VL] or NULL */
     real *room;      /* depth * KEYS_MAX * VL reals, and a vector */
@@ -346,13 +348,84 @@ static void correlate_far(const scoring *t, const correlation *a, int mode, int 
     }
 }
 
+/* The last rows of a tile may have a few queries only. Where these see the same keys, neighbours of
+ * one another, keys are better taken as lanes: 49 queries are three vectors and one. */
+enum { FEW_LANES = 4, FEW_VECTORS = (NA_RUN + VL - 1) / VL };
+
+/* How many of a group's rows are such rows. */
+static inline int few_of(const scoring *t, const na_span *span, int add)
+{
+    const int suits = span->mode == NA_BROADCAST && span->step == 1 && !span->limit && !add &&
+                      !t->half && t->lanes.least <= FEW_LANES;
+    return suits ? na_max(t->lanes.shorter - (t->rows - span->hi), 0) : 0;
+}
+
+/* Adds one channel's products. */
+static ALWAYS_INLINE void add_products(real query, const real *key, int vectors, vec *sum)
+{
+    UNROLL
+    for (int i = 0; i < FEW_VECTORS; i++)
+        if (i < vectors)
+            sum[i] = vec_dot(vec_set1(query), vec_loadu(key + i * VL), sum[i]);
+}
+
+/* The scores of lane l of the tile's row r and a span's keys, and of lanes behind it, which will be
+ * overwritten or are no queries. */
+static void correlate_lane(const scoring *t, const na_span *span, int r, int l, real *score)
+{
+    const real *query = t->query + (int64_t)r * t->depth * VL + l;
+    const real *key = t->key + span->slot * t->slot_step + span->x;
+    const int vectors = (span->len + VL - 1) / VL;
+    vec even[FEW_VECTORS], odd[FEW_VECTORS];
+    real sum[FEW_VECTORS * VL] __attribute__((aligned(64)));
+    UNROLL
+    for (int i = 0; i < FEW_VECTORS; i++)
+        even[i] = odd[i] = vec_zero();
+    int d = 0;
+    for (; d + 2 <= t->depth; d += 2, query += 2 * VL, key += 2 * t->key_depth) {
+        add_products(query[0], key, vectors, even);
+        add_products(query[VL], key + t->key_depth, vectors, odd);
+    }
+    if (d < t->depth)
+        add_products(query[0], key, vectors, even);
+    UNROLL
+    for (int i = 0; i < FEW_VECTORS; i++) {
+        const vec both = vec_add(even[i], odd[i]);
+        vec_store(sum + i * VL, PER_REAL > 1 ? vec_mul(vec_set1(t->scale), both) : both);
+    }
+    real top = t->top ? t->top[r * VL + l] : 0;
+    for (int k = 0; k < span->len; k++) {
+        if (l == 0)
+            vec_store(score + k * VL, vec_set1(sum[k]));
+        else
+            score[k * VL + l] = sum[k];
+        top = top < sum[k] ? sum[k] : top;
+    }
+    if (t->top && l == 0)
+        vec_store(t->top + r * VL, vec_set1(top));
+    else if (t->top)
+        t->top[r * VL + l] = top;
+}
+
+static void correlate_few(const scoring *t, const na_span *spans, int count, int few,
+                          real *const *score)
+{
+    for (int r = spans->hi - few; r < spans->hi; r++) {
+        real *at = score[r];
+        for (const na_span *span = spans; span < spans + count; at += span->len * VL, span++)
+            for (int l = 0; l < t->lanes.least; l++)
+                correlate_lane(t, span, r, l, at);
+    }
+}
+
 /* Scores of a group of spans, for the rows that see it, into score[row] (of tile row 0 on). `add`:
  * on top of what stands there. */
 static void correlate_group(const scoring *t, const na_span *spans, int count, real *const *score,
                             int add)
 {
     const na_span *span = spans;
-    const int rows = span->hi - span->lo, mode = span->mode;
+    const int few = few_of(t, span, add);
+    const int rows = span->hi - span->lo - few, mode = span->mode;
     const int64_t query_step = (int64_t)t->depth * VL;
     const real *key[GROUP_KEYS];
     const int all = count > 1 ? list_keys(t, spans, count, key) : span->len;
@@ -380,8 +453,10 @@ static void correlate_group(const scoring *t, const na_span *spans, int count, r
     const int most = mode == NA_SHIFT || mode == NA_BROADCAST ? SHIFT_ROWS : CORRELATE_ROWS;
     const int slid = mode == NA_SHIFT && span->step == 1 && !t->half ? count : 0;
     const int far = t->half ? mode > NA_BROADCAST : !correlate_table[mode][1][1];
+    if (few)
+        correlate_few(t, spans, count, few, score);
     if (far)
         correlate_far(t, &a, mode, rows, all, owed);
-    else
+    else if (rows)
         correlate_rows(t, shapes_of(t, mode), slid, &a, rows, most, 0, all, owed);
 }

@@ -190,6 +190,8 @@ static void score_tile(worker *w, tile *t)
                        .key_depth = u->key_depth,
                        .depth = u->terms,
                        .half = t->width != VL,
+                       .lanes = t->lanes,
+                       .rows = rows,
                        .room = w->room,
                        .ahead = {&w->keys, &w->rest}};
     for (int i = 0, some; i < t->count; i += some) {
