@@ -32,6 +32,7 @@
 #include "cpu/weights_tmpl.h"
 #include "cpu/scatter_tmpl.h"
 #include "cpu/unfused_tmpl.h"
+#include "cpu/unfused_plan_tmpl.h"
 #include "cpu/backward_tile_tmpl.h"
 #include "cpu/backward_tmpl.h"
 #include "cpu/backward_plan_tmpl.h"
