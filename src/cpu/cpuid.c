@@ -16,7 +16,7 @@
 #include <unistd.h>
 #endif
 
-enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8, AMX = 16, FORESEES = 32 };
+enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8, AMX = 16, FORESEES = 32, TICKS = 64 };
 
 /* Register state that the system saves when it switches threads; without it the instructions trap.
  */
@@ -64,7 +64,17 @@ static int look_for_words(void)
     return KNOWN | AVX2 | AVX512 | AVX512BF16 | (amx ? AMX : 0);
 }
 
-static int look(void) { return look_for_words() | (is_late_zen() ? FORESEES : 0); }
+static int has_ticks(void)
+{
+    const unsigned rdtscp = 1 << 27;
+    unsigned a, b, c, d;
+    return __get_cpuid(0x80000001, &a, &b, &c, &d) && (d & rdtscp);
+}
+
+static int look(void)
+{
+    return look_for_words() | (is_late_zen() ? FORESEES : 0) | (has_ticks() ? TICKS : 0);
+}
 
 /* By itself a process has no room for tiles. The answer is the same for every thread. */
 static int ask_for_tiles(void)
@@ -121,7 +131,7 @@ int64_t na_cpu_last_cache(void)
 uint64_t na_cpu_ticks(void)
 {
     unsigned processor;
-    return __builtin_ia32_rdtscp(&processor);
+    return features() & TICKS ? __builtin_ia32_rdtscp(&processor) : 0;
 }
 
 int na_cpu_allows_amx(void)

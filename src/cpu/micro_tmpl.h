@@ -357,7 +357,8 @@ static inline int few_of(const scoring *t, const na_span *span, int add)
 {
     const int suits = span->mode == NA_BROADCAST && span->step == 1 && !span->limit && !add &&
                       !t->half && t->lanes.least <= FEW_LANES;
-    return suits ? na_max(t->lanes.shorter - (t->rows - span->hi), 0) : 0;
+    const int short_rows = t->lanes.shorter - (t->rows - span->hi);
+    return suits ? na_max(na_min(short_rows, span->hi - span->lo), 0) : 0;
 }
 
 /* Adds one channel's products. */
@@ -369,9 +370,10 @@ static ALWAYS_INLINE void add_products(real query, const real *key, int vectors,
             sum[i] = vec_dot(vec_set1(query), vec_loadu(key + i * VL), sum[i]);
 }
 
-/* The scores of lane l of the tile's row r and a span's keys, and of lanes behind it, which will be
- * overwritten or are no queries. */
-static void correlate_lane(const scoring *t, const na_span *span, int r, int l, real *score)
+/* The scores of lane l of the tile's row r and a span's keys, lane 0's in all lanes after it, too:
+ * these are overwritten, or are no queries. Returns the largest one, or `top`. */
+static real correlate_lane(const scoring *t, const na_span *span, int r, int l, real *score,
+                           real top)
 {
     const real *query = t->query + (int64_t)r * t->depth * VL + l;
     const real *key = t->key + span->slot * t->slot_step + span->x;
@@ -393,7 +395,6 @@ static void correlate_lane(const scoring *t, const na_span *span, int r, int l, 
         const vec both = vec_add(even[i], odd[i]);
         vec_store(sum + i * VL, PER_REAL > 1 ? vec_mul(vec_set1(t->scale), both) : both);
     }
-    real top = t->top ? t->top[r * VL + l] : 0;
     for (int k = 0; k < span->len; k++) {
         if (l == 0)
             vec_store(score + k * VL, vec_set1(sum[k]));
@@ -401,20 +402,25 @@ static void correlate_lane(const scoring *t, const na_span *span, int r, int l, 
             score[k * VL + l] = sum[k];
         top = top < sum[k] ? sum[k] : top;
     }
-    if (t->top && l == 0)
-        vec_store(t->top + r * VL, vec_set1(top));
-    else if (t->top)
-        t->top[r * VL + l] = top;
+    return top;
 }
 
+/* The scores of the last `few` of a group's rows. */
 static void correlate_few(const scoring *t, const na_span *spans, int count, int few,
                           real *const *score)
 {
     for (int r = spans->hi - few; r < spans->hi; r++) {
-        real *at = score[r];
+        real *at = score[r], top[FEW_LANES];
+        for (int l = 0; l < t->lanes.least; l++)
+            top[l] = t->top ? t->top[r * VL + l] : 0;
         for (const na_span *span = spans; span < spans + count; at += span->len * VL, span++)
             for (int l = 0; l < t->lanes.least; l++)
-                correlate_lane(t, span, r, l, at);
+                top[l] = correlate_lane(t, span, r, l, at, top[l]);
+        if (!t->top)
+            continue;
+        /* Lanes that are no queries hold the scores of the first. */
+        vec_store(t->top + r * VL, vec_set1(top[0]));
+        memcpy(t->top + r * VL, top, (size_t)t->lanes.least * sizeof *top);
     }
 }
 
