@@ -395,13 +395,14 @@ static real correlate_lane(const scoring *t, const na_span *span, int r, int l, 
         const vec both = vec_add(even[i], odd[i]);
         vec_store(sum + i * VL, PER_REAL > 1 ? vec_mul(vec_set1(t->scale), both) : both);
     }
-    for (int k = 0; k < span->len; k++) {
-        if (l == 0)
+    if (l == 0)
+        for (int k = 0; k < span->len; k++)
             vec_store(score + k * VL, vec_set1(sum[k]));
-        else
+    else
+        for (int k = 0; k < span->len; k++)
             score[k * VL + l] = sum[k];
+    for (int k = 0; k < span->len; k++)
         top = top < sum[k] ? sum[k] : top;
-    }
     return top;
 }
 
