@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * What natten_problem.choice means to the vector kernels: ways to cut the map, then fewer threads.
- * The list depends on the problem and the instruction set alone, so that a choice made by one
- * process means the same to another. */
+ * The list depends on the problem, the instruction set and the processor, by whose name choices are
+ * remembered: one made by one process means the same to another. */
 #ifndef NATTEN_CPU_CHOICES_H
 #define NATTEN_CPU_CHOICES_H
 
