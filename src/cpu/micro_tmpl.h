@@ -361,15 +361,6 @@ static inline int few_of(const scoring *t, const na_span *span, int add)
     return suits ? na_max(na_min(short_rows, span->hi - span->lo), 0) : 0;
 }
 
-/* Adds one channel's products. */
-static ALWAYS_INLINE void add_products(real query, const real *key, int vectors, vec *sum)
-{
-    UNROLL
-    for (int i = 0; i < FEW_VECTORS; i++)
-        if (i < vectors)
-            sum[i] = vec_dot(vec_set1(query), vec_loadu(key + i * VL), sum[i]);
-}
-
 /* The scores of lane l of the tile's row r and a span's keys, lane 0's in all lanes after it, too:
  * these are overwritten, or are no queries. Returns the largest one, or `top`. */
 static real correlate_lane(const scoring *t, const na_span *span, int r, int l, real *score,
@@ -378,31 +369,29 @@ static real correlate_lane(const scoring *t, const na_span *span, int r, int l, 
     const real *query = t->query + (int64_t)r * t->depth * VL + l;
     const real *key = t->key + span->slot * t->slot_step + span->x;
     const int vectors = (span->len + VL - 1) / VL;
-    vec even[FEW_VECTORS], odd[FEW_VECTORS];
-    real sum[FEW_VECTORS * VL] __attribute__((aligned(64)));
+    vec sum[FEW_VECTORS];
+    real one[FEW_VECTORS * VL] __attribute__((aligned(64)));
     UNROLL
     for (int i = 0; i < FEW_VECTORS; i++)
-        even[i] = odd[i] = vec_zero();
-    int d = 0;
-    for (; d + 2 <= t->depth; d += 2, query += 2 * VL, key += 2 * t->key_depth) {
-        add_products(query[0], key, vectors, even);
-        add_products(query[VL], key + t->key_depth, vectors, odd);
+        sum[i] = vec_zero();
+    /* In the order of correlate, for the same bits. */
+    for (int d = 0; d < t->depth; d++, query += VL, key += t->key_depth) {
+        UNROLL
+        for (int i = 0; i < FEW_VECTORS; i++)
+            if (i < vectors)
+                sum[i] = vec_dot(vec_set1(*query), vec_loadu(key + i * VL), sum[i]);
     }
-    if (d < t->depth)
-        add_products(query[0], key, vectors, even);
     UNROLL
-    for (int i = 0; i < FEW_VECTORS; i++) {
-        const vec both = vec_add(even[i], odd[i]);
-        vec_store(sum + i * VL, PER_REAL > 1 ? vec_mul(vec_set1(t->scale), both) : both);
-    }
+    for (int i = 0; i < FEW_VECTORS; i++)
+        vec_store(one + i * VL, PER_REAL > 1 ? vec_mul(vec_set1(t->scale), sum[i]) : sum[i]);
     if (l == 0)
         for (int k = 0; k < span->len; k++)
-            vec_store(score + k * VL, vec_set1(sum[k]));
+            vec_store(score + k * VL, vec_set1(one[k]));
     else
         for (int k = 0; k < span->len; k++)
-            score[k * VL + l] = sum[k];
+            score[k * VL + l] = one[k];
     for (int k = 0; k < span->len; k++)
-        top = top < sum[k] ? sum[k] : top;
+        top = top < one[k] ? one[k] : top;
     return top;
 }
 
