@@ -105,10 +105,10 @@ int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
 int na_cpu_has_amx(void) { return (features() & AMX) != 0; }
 int na_cpu_foresees(void) { return (features() & FORESEES) != 0; }
 
-/* AMD and Intel number and describe caches alike, under different leaves. */
+/* As AMD describes caches, from the first to the last. */
 static int64_t look_for_last_cache(void)
 {
-    const unsigned leaf = is_late_zen() ? 0x8000001d : 4;
+    const unsigned leaf = 0x8000001d;
     int64_t bytes = 0;
     unsigned a, b, c, d;
     for (unsigned i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31); i++)

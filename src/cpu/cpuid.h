@@ -26,7 +26,7 @@ int na_cpu_allows_amx(void);
  */
 int na_cpu_foresees(void);
 
-/* Bytes of its last-level cache, as far as one core uses it; 0: not known. */
+/* Bytes of its last-level cache, as far as one core uses it; 0: not known, as of any but AMD's. */
 int64_t na_cpu_last_cache(void);
 
 /* Time in ticks of 0.2 to 0.5 ns, all that was loaded before being there; 0: there is no such

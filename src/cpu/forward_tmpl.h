@@ -30,6 +30,7 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
     return at;
 }
 
+/* Packs values naturally, each group of channels into its own ring; `to`: in that of the first. */
 static void pack_groups(const forward_state *s, int dtype, const char *from, int64_t token,
                         int tokens, int step, real *to)
 {

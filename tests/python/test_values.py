@@ -262,3 +262,21 @@ def test_what_is_wrong_with_one_head_stays_there(
         assert any(t[..., 1, :].isnan().any() for t in got)
         for mine, true in zip(got, right, strict=True):
             assert torch.equal(mine[..., others, :], true[..., others, :])
+
+
+# Lines whose last row of a tile has one to five queries, which kernels may score in another way.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("extent", [17, 18, 49, 50, 52, 53])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_wrong_with_one_query_stays_there(
+    extent: int, dtype: torch.dtype, wrong: float
+) -> None:
+    query, key, value = (torch.randn(1, extent, 2, 32, dtype=dtype) for _ in range(3))
+    right = F.na1d(query, key, value, kernel_size=extent)
+    for at in (0, extent // 16 * 16, extent - 1):
+        spoilt = query.clone()
+        spoilt[0, at, 1, 3] = wrong
+        got = F.na1d(spoilt, key, value, kernel_size=extent)
+        assert got[0, at, 1].isnan().all()
+        got[0, at, 1] = right[0, at, 1]
+        assert torch.equal(got, right)
