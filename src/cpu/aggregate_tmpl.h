@@ -2,8 +2,7 @@
  * The inner loop aggregate (micro_tmpl.h says what it computes), over runs of keys.
  * Parameters: those of micro_tmpl.h, runs_tmpl.h. */
 
-/* One call of an aggregate function: `rows` tile rows from `row` on, `vectors` vectors of channels.
- */
+/* Weights of a tile times values. */
 typedef struct aggregation {
     const na_span *spans;
     int count;
@@ -14,20 +13,30 @@ typedef struct aggregation {
     int stream;          /* out may be written past the caches: its vectors are whole and aligned */
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
-    real *const *weight; /* of each row of the call: of the first span's first key */
-    const real *value;   /* natural tokens of slot 0, aligned, at the call's first channel */
+    real *const *weight; /* of each row: of the first span's first key */
+    const real *value;   /* natural tokens of slot 0, aligned, at the first channel */
     int64_t value_step;  /* between tokens */
     int group;           /* channels of a call */
     int64_t value_group; /* between those of one and of the next */
-    real *sum;           /* of the call's first row, lane 0, at its first channel, aligned */
+    real *sum;           /* of row 0, lane 0, at its first channel, aligned */
     int64_t sum_row, sum_lane, sum_group;
-    const real *factor;      /* [row of the call][VL] */
-    out_real *const *out;    /* of each row of the call: lane 0; NULL: into sum */
+    const real *factor;      /* [row][VL] */
+    out_real *const *out;    /* of each row: lane 0; NULL: into sum */
     const int64_t *out_lane; /* of each lane: bytes from lane 0 */
-    const span_run *runs;    /* made by aggregate_spans, for the rows of one call */
-    int run_count;
-    int part; /* channels of the call's last vector, 0: all; in `out` nothing lies behind them */
 } aggregation;
+
+/* One call of an aggregate function: some rows and channels of it. (Not a copy of the whole: that
+ * would wait until all of it has been written.) */
+typedef struct aggregate_part {
+    const span_run *runs;
+    int run_count;
+    int lane, lanes, begin, end;
+    int row, channel; /* the first ones */
+    int part;         /* channels of the last vector, 0: all; in `out` nothing lies behind them */
+    real *const *weight; /* as those of the aggregation, at the first row and channel */
+    const real *value, *factor;
+    real *sum;
+} aggregate_part;
 
 /* Channels are counted in halves of vectors: of an odd number, the last one is summed in halves. */
 #if defined(HALF_WORDS) && !defined(PAIRS)
@@ -158,30 +167,31 @@ typedef enum sums_way {
     SUMS_ANY     /* whatever the call says */
 } sums_way;
 
-static ALWAYS_INLINE sums_way sums_way_of(const aggregation *a)
+static ALWAYS_INLINE sums_way sums_way_of(const aggregation *a, const aggregate_part *p)
 {
     const int streams = a->out && a->stream;
-    return !a->end    ? a->begin ? SUMS_FIRST : SUMS_MIDDLE
+    return !p->end    ? p->begin ? SUMS_FIRST : SUMS_MIDDLE
            : !streams ? SUMS_ANY
-           : a->begin ? SUMS_WHOLE
+           : p->begin ? SUMS_WHOLE
                       : SUMS_LAST;
 }
 
-static inline out_real *lane_out(const aggregation *a, int r, int l)
+static inline out_real *lane_out(const aggregation *a, const aggregate_part *p, int r, int l)
 {
-    return (out_real *)(void *)((char *)a->out[r] + a->out_lane[l]);
+    return (out_real *)(void *)((char *)(a->out[p->row + r] + p->channel) + a->out_lane[l]);
 }
 
 /* Sums of row r of the call and of lane l. */
 static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const aggregation *a,
-                                     const int r, int l, const vec whole[CHANNELS_MAX], tail last)
+                                     const aggregate_part *p, const int r, int l,
+                                     const vec whole[CHANNELS_MAX], tail last)
 {
     const int any = way == SUMS_ANY;
-    const int more = any ? !a->begin : way == SUMS_MIDDLE || way == SUMS_LAST;
-    const int end = any ? a->end : way == SUMS_WHOLE || way == SUMS_LAST;
-    const vec factor = vec_set1(end ? a->factor[r * VL + l] : 1);
-    real *partial = a->sum + l * a->sum_lane + r * a->sum_row;
-    out_real *out = end && (!any || a->out) ? lane_out(a, r, l) : NULL;
+    const int more = any ? !p->begin : way == SUMS_MIDDLE || way == SUMS_LAST;
+    const int end = any ? p->end : way == SUMS_WHOLE || way == SUMS_LAST;
+    const vec factor = vec_set1(end ? p->factor[r * VL + l] : 1);
+    real *partial = p->sum + l * a->sum_lane + r * a->sum_row;
+    out_real *out = end && (!any || a->out) ? lane_out(a, p, r, l) : NULL;
     UNROLL
     for (int i = 0; i < twice_at_least((halves + 1) / 2); i++)
         if (i < (halves + 1) / 2) {
@@ -194,8 +204,8 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
             else if (!end || !out)
                 vec_storeu(partial + i * VL, x);
 #ifndef PAIRS
-            else if (i == (halves - 1) / 2 && a->part)
-                vec_store_part(out + i * VL, a->part, x);
+            else if (i == (halves - 1) / 2 && p->part)
+                vec_store_part(out + i * VL, p->part, x);
 #endif
             else
                 vec_store_out(out + i * VL, x);
@@ -204,33 +214,35 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
 
 /* Those of lanes [l, l + lanes). */
 static ALWAYS_INLINE void store_sums(const int rows, const int halves, const int lanes,
-                                     const sums_way way, const aggregation *a, int l,
-                                     const channel_sums *sum)
+                                     const sums_way way, const aggregation *a,
+                                     const aggregate_part *p, int l, const channel_sums *sum)
 {
     UNROLL
     for (int j = 0; j < lanes; j++) {
         UNROLL
         for (int r = 0; r < rows; r++)
-            finish_row(halves, way, a, r, l + j, sum->whole[j][r], sum->last[j][r]);
+            finish_row(halves, way, a, p, r, l + j, sum->whole[j][r], sum->last[j][r]);
     }
 }
 
 /* `lanes`: at a time; of two all see all keys, and their weights are neighbours. */
 static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, const int lanes,
-                                          const int grouped, const aggregation *a)
+                                          const int grouped, const aggregation *a,
+                                          const aggregate_part *p)
 {
     const int64_t width = a->width, value_step = a->value_step;
-    const span_run *const runs = a->runs, *const end = runs + a->run_count;
-    const real *const values = a->value;
+    const span_run *const runs = p->runs, *const end = runs + p->run_count;
+    const real *const values = p->value;
     /* Beside 24 sums of pairs, the constants of rounding find no registers. */
-    const sums_way way = PER_REAL > 1 && rows * halves >= 48 && a->end ? SUMS_ANY : sums_way_of(a);
-    for (int l = a->lane; l + lanes <= a->lanes; l += lanes) {
+    const sums_way way =
+        PER_REAL > 1 && rows * halves >= 48 && p->end ? SUMS_ANY : sums_way_of(a, p);
+    for (int l = p->lane; l + lanes <= p->lanes; l += lanes) {
         channel_sums sum;
         const int32_t *start = NULL;
         const real *weight[ROWS_MAX], *first = values, *second = values;
         UNROLL
         for (int r = 0; r < rows; r++) {
-            weight[r] = a->weight[r] + l * (lanes == 1 ? a->weight_lane : 1);
+            weight[r] = p->weight[r] + l * (lanes == 1 ? a->weight_lane : 1);
             UNROLL
             for (int i = 0; i < twice_at_least(halves / 2); i++)
                 if (i < halves / 2)
@@ -258,7 +270,7 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
         switch (way) {
 #define ONE(name)                                                                                  \
     case name:                                                                                     \
-        store_sums(rows, halves, lanes, name, a, l, &sum);                                         \
+        store_sums(rows, halves, lanes, name, a, p, l, &sum);                                      \
         break;
             ONE(SUMS_WHOLE) ONE(SUMS_FIRST) ONE(SUMS_MIDDLE) ONE(SUMS_LAST) ONE(SUMS_ANY)
 #undef ONE
@@ -266,27 +278,35 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
     }
 }
 
-static ALWAYS_INLINE void aggregate(const int rows, const int halves, const aggregation *a)
+static ALWAYS_INLINE void aggregate(const int rows, const int halves, const aggregation *a,
+                                    const aggregate_part *p)
 {
-    aggregate_lanes(rows, halves, 1, PER_REAL > 1, a);
+    aggregate_lanes(rows, halves, 1, PER_REAL > 1, a, p);
 }
 
 /* Two lanes at a time: where there are few channels, the ends of runs cost half as much. */
-static ALWAYS_INLINE void aggregate_two(const int rows, const int halves, const aggregation *a)
+static ALWAYS_INLINE void aggregate_two(const int rows, const int halves, const aggregation *a,
+                                        const aggregate_part *p)
 {
     /* With halves of six rows gcc keeps one of the sums on the stack. */
-    aggregate_lanes(rows, rows == 6 && halves == 3 ? 4 : halves, 2, 1, a);
+    aggregate_lanes(rows, rows == 6 && halves == 3 ? 4 : halves, 2, 1, a, p);
 }
 
 /* What two lanes leave, or cannot do. */
-static ALWAYS_INLINE void aggregate_one(const int rows, const int halves, const aggregation *a)
+static ALWAYS_INLINE void aggregate_one(const int rows, const int halves, const aggregation *a,
+                                        const aggregate_part *p)
 {
-    aggregate_lanes(rows, halves, 1, 1, a);
+    aggregate_lanes(rows, halves, 1, 1, a, p);
 }
+
+typedef void (*aggregate_function)(const aggregation *a, const aggregate_part *p);
 
 /* A function for each number of rows and of halves. */
 #define ONE(name, rows, halves)                                                                    \
-    static void name##_##rows##_##halves(const aggregation *a) { name(rows, halves, a); }
+    static void name##_##rows##_##halves(const aggregation *a, const aggregate_part *p)            \
+    {                                                                                              \
+        name(rows, halves, a, p);                                                                  \
+    }
 #define ROWS(rows)                                                                                 \
     ONE(aggregate, rows, 2)                                                                        \
     ONE(aggregate, rows, 4)                                                                        \
@@ -324,8 +344,7 @@ ROW_COUNTS(ROWS)
 #else
 #define ODD(name) NULL
 #endif
-static void (*const aggregate_table[][2 * CHANNELS_MAX + 1])(const aggregation *) = {
-    {0},
+static const aggregate_function aggregate_table[][2 * CHANNELS_MAX + 1] = {{0},
 #define ROWS(r)                                                                                    \
     {0,                                                                                            \
      ODD(aggregate_##r##_1),                                                                       \
@@ -336,7 +355,7 @@ static void (*const aggregate_table[][2 * CHANNELS_MAX + 1])(const aggregation *
      aggregate_##r##_6,                                                                            \
      NULL,                                                                                         \
      aggregate_##r##_8},
-    ROW_COUNTS(ROWS)
+                                                                           ROW_COUNTS(ROWS)
 #undef ROWS
 };
 
@@ -345,14 +364,12 @@ enum { FEW_HALVES = 4 };
 #define ROWS(r)                                                                                    \
     {0, ODD(aggregate_one_##r##_1), aggregate_one_##r##_2, ODD(aggregate_one_##r##_3),             \
      aggregate_one_##r##_4},
-static void (*const aggregate_one_table[][FEW_HALVES + 1])(const aggregation *) = {
-    {0}, ROW_COUNTS(ROWS)};
+static const aggregate_function aggregate_one_table[][FEW_HALVES + 1] = {{0}, ROW_COUNTS(ROWS)};
 #undef ROWS
 #define ROWS(r)                                                                                    \
     {0, ODD(aggregate_two_##r##_1), aggregate_two_##r##_2, ODD(aggregate_two_##r##_3),             \
      aggregate_two_##r##_4},
-static void (*const aggregate_two_table[][FEW_HALVES + 1])(const aggregation *) = {
-    {0}, ROW_COUNTS(ROWS)};
+static const aggregate_function aggregate_two_table[][FEW_HALVES + 1] = {{0}, ROW_COUNTS(ROWS)};
 #undef ROWS
 #else
 enum { FEW_HALVES = 0 };
@@ -396,75 +413,70 @@ static int aggregate_grouped(const aggregation *a)
     return a->group <= FEW_HALVES / 2 * VL && a->weight_lane == 1;
 }
 
-/* All lanes. */
-static void aggregate_call(aggregation a, int count, int halves, int grouped, int limited)
+/* All lanes of a part. */
+static inline void aggregate_call(const aggregation *a, aggregate_part *p, int count, int halves,
+                                  int grouped, int limited)
 {
+    p->lane = a->lane;
+    p->lanes = a->lanes;
 #if REGISTERS >= 32
     if (grouped) {
         if (!limited) {
-            aggregate_two_table[count][halves](&a);
-            a.lane += (a.lanes - a.lane) / 2 * 2;
+            aggregate_two_table[count][halves](a, p);
+            p->lane += (p->lanes - p->lane) / 2 * 2;
         }
-        if (a.lane < a.lanes)
-            aggregate_one_table[count][halves](&a);
+        if (p->lane < p->lanes)
+            aggregate_one_table[count][halves](a, p);
         return;
     }
 #endif
     (void)grouped;
     (void)limited;
-    aggregate_table[count][halves](&a);
+    aggregate_table[count][halves](a, p);
 }
 
-/* A call for rows [row, row + count) and each group of channels. */
-static void aggregate_rows(aggregation a, int row, int count, int depth, int grouped, int limited)
+/* A call for rows [p->row, + count) and each group of channels. */
+static void aggregate_rows(const aggregation *a, aggregate_part *p, int count, int depth,
+                           int grouped, int limited)
 {
-    const int group = a.group;
-    for (int i = 0; i < depth; i += group) {
-        const int some = na_min(depth - i, group);
-        out_real *out[ROWS_MAX];
-        aggregation b = a;
-        b.weight = a.weight + row;
-        b.value = a.value + i / group * a.value_group;
-        b.sum = a.sum + row * a.sum_row + i / group * a.sum_group;
-        b.factor = a.factor + row * VL;
-        if (a.out) {
-            for (int r = 0; r < count; r++)
-                out[r] = a.out[row + r] + i;
-            b.out = out;
-            b.part = some % VL;
-        }
-        aggregate_call(b, count, halves_of(some), grouped, limited);
+    p->value = a->value;
+    p->factor = a->factor + p->row * VL;
+    p->sum = a->sum + p->row * a->sum_row;
+    for (p->channel = 0; p->channel < depth; p->channel += a->group) {
+        const int some = na_min(depth - p->channel, a->group);
+        p->part = some % VL;
+        aggregate_call(a, p, count, halves_of(some), grouped, limited);
+        p->value += a->value_group;
+        p->sum += a->sum_group;
     }
 }
 
-/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows; depth is
- * the number of channels, whose vectors may reach beyond it in value and sum. */
-static void aggregate_spans(const aggregation *all, int rows, int depth)
+/* All rows and channels of a tile; depth is the number of channels, whose vectors may reach beyond
+ * it in value and sum. */
+static void aggregate_spans(const aggregation *a, int rows, int depth)
 {
-    const int grouped = aggregate_grouped(all);
+    const int grouped = aggregate_grouped(a);
     run_list list;
     real *weight[ROWS_MAX];
     for (int r = 0; r < rows; r++)
-        weight[r] = all->weight[r];
-    for (int from = 0, some = 0; from == 0 || from < all->count; from += some) {
-        aggregation a = *all;
-        a.begin = all->begin && from == 0;
-        a.weight = weight;
-        for (int row = 0, count; row < rows; row += count) {
+        weight[r] = a->weight[r];
+    for (int from = 0, some = 0; from == 0 || from < a->count; from += some) {
+        aggregate_part p = {.runs = list.run, .begin = a->begin && from == 0};
+        for (int count; p.row < rows; p.row += count) {
             /* Four rows as two and two: one alone uses each value once. */
-            const int calls = (rows - row + AGGREGATE_ROWS - 1) / AGGREGATE_ROWS;
-            count = (rows - row + calls - 1) / calls;
-            some = make_runs(&list, all->spans + from, all->count - from, row, count, a.width,
-                             a.value_step, PER_REAL > 1 || grouped);
-            a.runs = list.run;
-            a.run_count = list.count;
-            const int rest = all->count - from - some;
-            a.end = all->end && !rest;
-            aggregate_rows(a, row, count, depth, grouped, list.limited);
+            const int calls = (rows - p.row + AGGREGATE_ROWS - 1) / AGGREGATE_ROWS;
+            count = (rows - p.row + calls - 1) / calls;
+            some = make_runs(&list, a->spans + from, a->count - from, p.row, count, a->width,
+                             a->value_step, PER_REAL > 1 || grouped);
+            const int rest = a->count - from - some;
+            p.run_count = list.count;
+            p.weight = weight + p.row;
+            p.end = a->end && !rest;
+            aggregate_rows(a, &p, count, depth, grouped, list.limited);
             if (rest)
-                pass_weights(&list, weight + row);
+                pass_weights(&list, weight + p.row);
         }
-        if (!all->count)
+        if (!a->count)
             break;
     }
 }

@@ -438,7 +438,10 @@ static void backward_scatter(const backward_tile *t, const na_span *spans, int c
 static void backward_tile_run(backward_worker *w, int tile, int end)
 {
     const backward_state *s = w->run->state;
-    backward_tile t = {.w = w, .tile = tile, .rows = w->work.rows};
+    backward_tile t;
+    t.w = w;
+    t.tile = tile;
+    t.rows = w->work.rows;
     t.lanes = na_work_lanes(s->g, &w->work, tile, 0);
     t.row_lanes = na_lanes_of_rows(s->g, &w->work, tile);
     t.width = t.lanes->half ? HALF : VL;

@@ -89,21 +89,29 @@ static void pass_weights(const run_list *list, real *weight[])
             weight[r] += run->stored;
 }
 
-/* One call of a scatter function: some rows of a tile, `vectors` vectors of channels. */
+/* Weights of a tile times gradients of its queries, to sums of keys. */
 typedef struct scattering {
     const na_span *spans;
     int count;
     int lane, lanes;     /* [lane, lanes) are queries */
     int64_t width;       /* between weights of one lane */
     int64_t weight_lane; /* between lanes */
-    real *const *weight; /* of each row of the call: of the first span's first key */
-    real *sum;           /* natural tokens of slot 0, aligned, at the call's first channel */
+    real *const *weight; /* of each row: of the first span's first key */
+    real *sum;           /* natural tokens of slot 0, aligned, at the first channel */
     int64_t sum_step;    /* between tokens */
-    const real *grad;    /* of the call's first row, lane 0, at its first channel, aligned */
+    const real *grad;    /* of row 0, lane 0, at its first channel, aligned */
     int64_t grad_row, grad_lane;
-    const span_run *runs; /* made by scatter_spans, for the rows of one call */
-    int run_count;
 } scattering;
+
+/* One call of a scatter function: some rows and channels of it. (As aggregate_part.) */
+typedef struct scatter_part {
+    const span_run *runs;
+    int run_count;
+    int lane;
+    real *const *weight; /* as those of the scattering, at the first row and channel */
+    real *sum;
+    const real *grad;
+} scatter_part;
 
 /* Adds rows [lo, hi) to the sums of a run of keys. */
 static ALWAYS_INLINE void scatter_run(const int lo, const int hi, const int vectors,
@@ -132,22 +140,23 @@ static ALWAYS_INLINE void scatter_run(const int lo, const int hi, const int vect
         weight[r] += run->stored;
 }
 
-static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scattering *a)
+static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scattering *a,
+                                  const scatter_part *p)
 {
     const int64_t width = a->width, sum_step = a->sum_step;
-    const span_run *const runs = a->runs, *const end = runs + a->run_count;
-    for (int l = a->lane; l < a->lanes; l++) {
+    const span_run *const runs = p->runs, *const end = runs + p->run_count;
+    for (int l = p->lane; l < a->lanes; l++) {
         vec grad[ROWS_MAX][CHANNELS_MAX];
         const real *weight[ROWS_MAX];
         UNROLL
         for (int r = 0; r < rows; r++) {
-            weight[r] = a->weight[r] + l * a->weight_lane;
+            weight[r] = p->weight[r] + l * a->weight_lane;
             UNROLL
             for (int i = 0; i < vectors; i++)
-                grad[r][i] = vec_load(a->grad + l * a->grad_lane + r * a->grad_row + i * VL);
+                grad[r][i] = vec_load(p->grad + l * a->grad_lane + r * a->grad_row + i * VL);
         }
         for (const span_run *run = runs; run < end; run++) {
-            real *sum = a->sum + run->token + run->start[l] * sum_step;
+            real *sum = p->sum + run->token + run->start[l] * sum_step;
             const int seen = run_seen(run, l);
             switch (run->rows) {
 #define ONE(lo, hi)                                                                                \
@@ -162,17 +171,22 @@ static ALWAYS_INLINE void scatter(const int rows, const int vectors, const scatt
     }
 }
 
+typedef void (*scatter_function)(const scattering *a, const scatter_part *p);
+
 /* A function for each number of rows and of vectors. */
 #define ONE(rows, vectors)                                                                         \
-    static void scatter_##rows##_##vectors(const scattering *a) { scatter(rows, vectors, a); }
+    static void scatter_##rows##_##vectors(const scattering *a, const scatter_part *p)             \
+    {                                                                                              \
+        scatter(rows, vectors, a, p);                                                              \
+    }
 #define ROWS(rows) ONE(rows, 1) ONE(rows, 2) ONE(rows, 3) ONE(rows, 4)
 ROW_COUNTS(ROWS)
 #undef ROWS
 #undef ONE
 
-static void (*const scatter_table[][CHANNELS_MAX + 1])(const scattering *) = {{0},
+static const scatter_function scatter_table[][CHANNELS_MAX + 1] = {{0},
 #define ROWS(r) {0, scatter_##r##_1, scatter_##r##_2, scatter_##r##_3, scatter_##r##_4},
-                                                                              ROW_COUNTS(ROWS)
+                                                                   ROW_COUNTS(ROWS)
 #undef ROWS
 };
 
@@ -230,25 +244,26 @@ static ALWAYS_INLINE void scatter_two_run(const int lo, const int hi, const int 
     }
 }
 
-static ALWAYS_INLINE void scatter_two(const int rows, const int vectors, const scattering *a)
+static ALWAYS_INLINE void scatter_two(const int rows, const int vectors, const scattering *a,
+                                      const scatter_part *p)
 {
     const int64_t width = a->width, sum_step = a->sum_step;
-    const span_run *const runs = a->runs, *const end = runs + a->run_count;
-    for (int l = a->lane; l + 2 <= a->lanes; l += 2) {
+    const span_run *const runs = p->runs, *const end = runs + p->run_count;
+    for (int l = p->lane; l + 2 <= a->lanes; l += 2) {
         two_grads grad;
         const real *weight[ROWS_MAX];
         UNROLL
         for (int r = 0; r < rows; r++) {
-            weight[r] = a->weight[r] + l;
+            weight[r] = p->weight[r] + l;
             UNROLL
             for (int i = 0; i < vectors; i++) {
-                const real *at = a->grad + l * a->grad_lane + r * a->grad_row + i * VL;
+                const real *at = p->grad + l * a->grad_lane + r * a->grad_row + i * VL;
                 grad[0][r][i] = vec_load(at);
                 grad[1][r][i] = vec_load(at + a->grad_lane);
             }
         }
         for (const span_run *run = runs; run < end; run++) {
-            real *sum = a->sum + run->start[l] * sum_step;
+            real *sum = p->sum + run->start[l] * sum_step;
             const int later = run->start[l + 1] - run->start[l];
             switch (run->rows) {
 #define ONE(lo, hi)                                                                                \
@@ -263,15 +278,19 @@ static ALWAYS_INLINE void scatter_two(const int rows, const int vectors, const s
     }
 }
 
-#define ROWS(rows)                                                                                 \
-    static void scatter_two_##rows##_1(const scattering *a) { scatter_two(rows, 1, a); }           \
-    static void scatter_two_##rows##_2(const scattering *a) { scatter_two(rows, 2, a); }
+#define ONE(rows, vectors)                                                                         \
+    static void scatter_two_##rows##_##vectors(const scattering *a, const scatter_part *p)         \
+    {                                                                                              \
+        scatter_two(rows, vectors, a, p);                                                          \
+    }
+#define ROWS(rows) ONE(rows, 1) ONE(rows, 2)
 ROW_COUNTS(ROWS)
 #undef ROWS
+#undef ONE
 
-static void (*const scatter_two_table[][TWO_VECTORS + 1])(const scattering *) = {{0},
+static const scatter_function scatter_two_table[][TWO_VECTORS + 1] = {{0},
 #define ROWS(r) {0, scatter_two_##r##_1, scatter_two_##r##_2},
-                                                                                 ROW_COUNTS(ROWS)
+                                                                      ROW_COUNTS(ROWS)
 #undef ROWS
 };
 #else
@@ -280,65 +299,64 @@ enum { TWO_VECTORS = 0, TWO_KEYS = 0 };
 
 /* Whether two lanes at a time pay: of longer runs the ends cost less than what keys that only one
  * lane sees do. */
-static int scatter_in_twos(const scattering *a, int vectors)
+static int scatter_in_twos(const scattering *a, const na_span *spans, int count, int vectors)
 {
     int all = vectors <= TWO_VECTORS && a->weight_lane == 1;
-    for (const na_span *s = a->spans; s < a->spans + a->count && all; s++)
+    for (const na_span *s = spans; s < spans + count && all; s++)
         all = s->step == 1 && s->len <= TWO_KEYS && !s->limit;
     return all;
 }
 
-/* Rows [row, row + count) of some spans, two lanes at a time; returns the lanes done. */
-static int scatter_twos(const scattering *all, run_list *list, int row, int count, int vectors,
-                        real *const *weight)
+/* Some spans and `count` rows, two lanes at a time; p->lane becomes the first one that is left. */
+static inline void scatter_twos(const scattering *a, scatter_part *p, run_list *list,
+                                const na_span *spans, int span_count, int row, int count,
+                                int vectors)
 {
 #if REGISTERS >= 32
-    scattering a = *all;
-    make_runs(list, all->spans, all->count, row, count, all->width, all->sum_step, 1);
-    a.runs = list->run;
-    a.run_count = list->count;
-    a.weight = weight + row;
-    a.grad += row * a.grad_row;
-    scatter_two_table[count][vectors](&a);
-    return all->lane + (all->lanes - all->lane) / 2 * 2;
+    make_runs(list, spans, span_count, row, count, a->width, a->sum_step, 1);
+    p->run_count = list->count;
+    scatter_two_table[count][vectors](a, p);
+    p->lane += (a->lanes - p->lane) / 2 * 2;
 #else
-    return (void)all, (void)list, (void)row, (void)count, (void)vectors, (void)weight, 0;
+    (void)a, (void)p, (void)list, (void)spans, (void)span_count, (void)row, (void)count;
+    (void)vectors;
 #endif
 }
 
-/* All rows and channels of a tile. `a` is filled in for row 0 and channel 0, for all rows. */
-static void scatter_spans(const scattering *all, int rows, int depth)
+/* All rows and channels of a tile. */
+static void scatter_spans(const scattering *a, int rows, int depth)
 {
     const int vectors = (depth + VL - 1) / VL;
     run_list list;
     real *weight[ROWS_MAX];
     for (int r = 0; r < rows; r++)
-        weight[r] = all->weight[r];
-    for (int from = 0, done = 0; from < all->count; from += done)
+        weight[r] = a->weight[r];
+    for (int from = 0, some; from < a->count; from += some) {
+        const na_span *spans = a->spans + from;
+        some = na_min(a->count - from, RUNS_MAX);
+        const int rest = a->count - from - some;
         for (int row = 0; row < rows; row += SCATTER_ROWS) {
-            const int count = rows - row < SCATTER_ROWS ? rows - row : SCATTER_ROWS;
-            scattering rest = *all;
-            rest.spans += from;
-            rest.count -= from;
-            if (rest.count > RUNS_MAX)
-                rest.count = RUNS_MAX;
-            if (scatter_in_twos(&rest, vectors))
-                rest.lane = scatter_twos(&rest, &list, row, count, vectors, weight);
-            done = rest.count;
-            make_runs(&list, rest.spans, rest.count, row, count, all->width, all->sum_step, 0);
-            for (int i = 0; i < vectors && rest.lane < rest.lanes; i += CHANNELS_MAX) {
-                const int some = vectors - i < CHANNELS_MAX ? vectors - i : CHANNELS_MAX;
-                scattering a = rest;
-                a.runs = list.run;
-                a.run_count = list.count;
-                a.weight = weight + row;
-                a.sum += i * VL;
-                a.grad += row * a.grad_row + i * VL;
-                scatter_table[count][some](&a);
+            const int count = na_min(rows - row, SCATTER_ROWS);
+            scatter_part p = {.runs = list.run,
+                              .lane = a->lane,
+                              .weight = weight + row,
+                              .sum = a->sum,
+                              .grad = a->grad + row * a->grad_row};
+            if (scatter_in_twos(a, spans, some, vectors))
+                scatter_twos(a, &p, &list, spans, some, row, count, vectors);
+            if (p.lane == a->lanes && !rest)
+                continue;
+            make_runs(&list, spans, some, row, count, a->width, a->sum_step, 0);
+            p.run_count = list.count;
+            for (int i = 0; i < vectors && p.lane < a->lanes; i += CHANNELS_MAX) {
+                scatter_table[count][na_min(vectors - i, CHANNELS_MAX)](a, &p);
+                p.sum += CHANNELS_MAX * VL;
+                p.grad += CHANNELS_MAX * VL;
             }
-            if (from + done < all->count)
+            if (rest)
                 pass_weights(&list, weight + row);
         }
+    }
 }
 
 /* The same of a tile whose last rows may have fewer lanes. */
