@@ -3,6 +3,7 @@
 
     python bench/peak.py                          the problems of bench/peak.txt, on 1 and 2 threads
     python bench/peak.py --threads 1 --busy       by processor time, beside other programs
+    python bench/peak.py --huge                   tensors on huge pages
     python bench/peak.py forward_b1h4d32_56x56_w7x7
 
 Each problem is timed with the kernel that is taken for it; --all times every kernel there is.
@@ -48,10 +49,12 @@ def main() -> None:
     parser.add_argument("problems", nargs="*", default=[str(machine.HERE / "peak.txt")])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--busy", action="store_true", help="1 thread, by processor time")
+    parser.add_argument("--huge", action="store_true", help="tensors on huge pages")
     parser.add_argument("--all", action="store_true", help="every kernel, not only the taken one")
     parser.add_argument("--kernel", help="kernels whose names begin so")
     options = parser.parse_args()
-    flags = ["--busy"] * options.busy + ["--taken"] * (not options.all and not options.kernel)
+    flags = ["--busy"] * options.busy + ["--huge"] * options.huge
+    flags += ["--taken"] * (not options.all and not options.kernel)
     if options.kernel:
         flags += ["-k", options.kernel]
     if options.busy:

@@ -170,7 +170,7 @@ void bench_problem(const test_problem *test, natten_op op, const bench_options *
     if (!problem_of_op(test, op, &problem))
         return;
     const char *complaint = trial_make_inputs(&t, &problem, o->seed);
-    int made = !complaint && trial_tensors(&t, PLACE_START, tensors, &run);
+    int made = !complaint && trial_tensors(&t, o->huge ? PLACE_HUGE : PLACE_START, tensors, &run);
     if (!made)
         printf("%s_%s: %s\n", op_name(op), test->text, complaint ? complaint : "no memory");
     int count = 0;

@@ -12,6 +12,7 @@ typedef struct bench_options {
     int taken;   /* 1: of these the first that takes the problem */
     int choices; /* 1: the choices of the first such kernel instead, and what tuning makes of them
                   */
+    int huge;    /* 1: tensors on huge pages */
 } bench_options;
 
 /* Prints a line for each kernel, or choice. */

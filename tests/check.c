@@ -23,7 +23,7 @@ typedef struct options {
     int op;             /* -1: as the problem says */
     int verbose;
     int typical; /* see trial.h */
-    int bench, threads, csv, taken, choices, some;
+    int bench, threads, csv, taken, choices, huge, some;
     const char *with; /* an option that every problem gets besides its own */
 } options;
 
@@ -284,9 +284,9 @@ static int check_problem(const char *given, const options *o)
     for (int op = 0; op < NATTEN_OPS; op++)
         if ((test.op < 0 || test.op == op) && (o->op < 0 || o->op == op)) {
             if (o->bench)
-                bench_problem(
-                    &test, (natten_op)op,
-                    &(bench_options){o->kernel, o->seed, o->threads, o->csv, o->taken, o->choices});
+                bench_problem(&test, (natten_op)op,
+                              &(bench_options){o->kernel, o->seed, o->threads, o->csv, o->taken,
+                                               o->choices, o->huge});
             else
                 taken += check_op(&test, (natten_op)op, o);
         }
@@ -352,7 +352,8 @@ static int usage(void)
          "  --typical   rounded weights cost no more than usual (for chosen seeds)\n"
          "  --random n  n random small problems over all features; --some n: that are taken\n"
          "  --bench     time instead; -t threads (1), --csv, --taken: the first kernel only,\n"
-         "              --choices: of that kernel, --busy: by processor time, one thread");
+         "              --choices: of that kernel, --busy: by processor time, one thread,\n"
+         "              --huge: tensors on huge pages");
     return 2;
 }
 
@@ -394,6 +395,8 @@ static int read_options(int argc, char **argv, options *o, int *random_count)
             o->taken = 1;
         else if (!strcmp(name, "--choices"))
             o->choices = 1;
+        else if (!strcmp(name, "--huge"))
+            o->huge = 1;
         else if (!takes)
             return 0;
     }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 enum { POISON = 0xff }; /* a NaN in every element type */
+enum { HUGE_PAGE = 2 << 20 };
 
 size_t tensor_element(const tensor *t)
 {
@@ -46,6 +47,8 @@ int tensor_make(tensor *t, const natten_problem *problem, natten_role role, plac
     t->shape = role_shape(problem, role);
     t->layout = problem->layout[role];
     measure(t);
+    if (where == PLACE_HUGE)
+        page = HUGE_PAGE;
     size_t inside = (t->bytes + 64 + page - 1) / page * page;
     t->map_bytes = inside + 2 * page;
     if (where == PLACE_SPARSE) {
@@ -55,10 +58,14 @@ int tensor_make(tensor *t, const natten_problem *problem, natten_role role, plac
         return t->map != MAP_FAILED;
     }
     t->map = mmap(NULL, t->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (t->map == MAP_FAILED || mprotect(t->map + page, inside, PROT_READ | PROT_WRITE))
+    if (t->map == MAP_FAILED)
         return 0;
-    memset(t->map + page, POISON, inside);
-    t->base = t->map + page;
+    t->base = t->map + page - (uintptr_t)t->map % page;
+    if (mprotect(t->base, inside, PROT_READ | PROT_WRITE))
+        return 0;
+    if (where == PLACE_HUGE)
+        madvise(t->base, inside, MADV_HUGEPAGE);
+    memset(t->base, POISON, inside);
     if (where == PLACE_END)
         t->base += inside - t->bytes;
     if (where == PLACE_ODD)

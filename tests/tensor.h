@@ -7,10 +7,11 @@
 #include "problem_string.h"
 
 typedef enum placement {
-    PLACE_START, /* begins at a forbidden page's end: aligned to everything */
-    PLACE_END,   /* ends where a forbidden page begins */
-    PLACE_ODD,   /* one element past an aligned address */
-    PLACE_SPARSE /* pages only where elements are, no poison: for huge strides */
+    PLACE_START,  /* begins at a forbidden page's end: aligned to everything */
+    PLACE_END,    /* ends where a forbidden page begins */
+    PLACE_ODD,    /* one element past an aligned address */
+    PLACE_SPARSE, /* pages only where elements are, no poison: for huge strides */
+    PLACE_HUGE    /* on huge pages, where the system gives them; only to be timed */
 } placement;
 
 typedef struct tensor {
