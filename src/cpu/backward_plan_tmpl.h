@@ -191,14 +191,14 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
     const backward_state *s = plan->state;
     const natten_problem *p = &plan->merged;
     backward_run run = {.state = s, .problem = p};
-    run.query = tensor_of(p, addresses, NATTEN_QUERY);
-    run.key = tensor_of(p, addresses, NATTEN_KEY);
-    run.value = tensor_of(p, addresses, NATTEN_VALUE);
+    run.query = packed_of(p, addresses, NATTEN_QUERY, s->g);
+    run.key = packed_of(p, addresses, NATTEN_KEY, s->g);
+    run.value = packed_of(p, addresses, NATTEN_VALUE, s->g);
     run.out = tensor_of(p, addresses, NATTEN_OUT);
     run.lse = tensor_of(p, addresses, NATTEN_LSE);
     run.more_key = tensor_of(p, addresses, NATTEN_ADDITIONAL_KEY);
     run.more_value = tensor_of(p, addresses, NATTEN_ADDITIONAL_VALUE);
-    run.d_out = tensor_of(p, addresses, NATTEN_D_OUT);
+    run.d_out = packed_of(p, addresses, NATTEN_D_OUT, s->g);
     run.d_lse = tensor_of(p, addresses, NATTEN_D_LSE);
     run.d_query = tensor_of(p, addresses, NATTEN_D_QUERY);
     run.d_bias = tensor_of(p, addresses, NATTEN_D_RPB);

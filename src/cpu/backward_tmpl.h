@@ -252,13 +252,13 @@ static void backward_open_more(backward_worker *w)
         const int64_t left = g->additional - n;
         const int some = left < g->width ? (int)left : g->width;
         const char *keys = tensor_at(k, b, h, n, 0, 0), *values = tensor_at(v, b, h, n, 0, 0);
-        pack_transposed(k->dtype, keys, k->axis[0], some, s->depth, 1,
+        pack_transposed(k->dtype, keys, k->axis[0], 0, some, s->depth, 1,
                         w->key + slot * s->line * s->terms, s->line);
         if (s->d_slope)
-            pack_transposed(k->dtype, values, v->axis[0], some, s->channels, 1,
+            pack_transposed(k->dtype, values, v->axis[0], 0, some, s->channels, 1,
                             w->value + slot * s->line * s->channels, s->line);
         if (s->d_query)
-            pack_natural(k->dtype, keys, k->axis[0], some, s->depth, 1,
+            pack_natural(k->dtype, keys, k->axis[0], 0, some, s->depth, 1,
                          w->natural + slot * g->apart * s->key_step, s->key_step);
         if (run->key_bias.data)
             key_bias_pack(NULL, NULL, some, backward_key_bias(w, slot));

@@ -32,10 +32,10 @@ static size_t forward_layout(const forward_state *s, forward_worker *w, char *ba
 
 /* Packs values naturally, each group of channels into its own ring; `to`: in that of the first. */
 static void pack_groups(const forward_state *s, int dtype, const char *from, int64_t token,
-                        int tokens, int step, real *to)
+                        int64_t further, int tokens, int step, real *to)
 {
     for (int c = 0; c < s->channels; c += (int)s->value_step, to += s->value_group)
-        pack_values(dtype, from + c * (int64_t)stored_size(dtype), token, tokens, step,
+        pack_values(dtype, from + c * (int64_t)stored_size(dtype), token, further, tokens, step,
                     na_min(s->channels - c, (int)s->value_step), to, s->value_step);
 }
 
@@ -54,7 +54,7 @@ static void forward_pack(void *context, int64_t slot, int32_t z, int32_t y, cons
     for (int i = 0; i < s->g->beside; i++) {
         const na_keys keys = na_keys_of(s->g, part, i);
         pack_groups(s, run->value.dtype, tensor_at(&run->value, b, h + i, z, y, keys.x),
-                    run->value.axis[2], keys.count, (int)s->g->axis[2].dilation,
+                    run->value.axis[2], run->value.further, keys.count, (int)s->g->axis[2].dilation,
                     value + keys.place * s->value_step);
     }
 }
@@ -88,12 +88,13 @@ static void forward_pack_more(forward_worker *w)
         const int some = left < g->width ? (int)left : g->width;
         const tensor *k = &run->more_key, *v = &run->more_value;
         pack_transposed(packed_as(k->dtype), tensor_at(k, w->work.batch, w->work.kv_head, n, 0, 0),
-                        k->axis[0], some, s->depth, 1, w->key + slot * s->slot_step, s->key_depth);
+                        k->axis[0], 0, some, s->depth, 1, w->key + slot * s->slot_step,
+                        s->key_depth);
         if (run->key_bias.data)
             key_bias_pack(NULL, NULL, some, w->key + slot * s->slot_step + s->depth * s->key_depth);
         pack_groups(s, v->dtype,
                     tensor_at(v, w->work.batch, w->work.kv_head, 0, 0, 0) + n * v->axis[0],
-                    v->axis[0], some, 1, w->value + slot * g->apart * s->value_step);
+                    v->axis[0], 0, some, 1, w->value + slot * g->apart * s->value_step);
     }
 }
 
@@ -151,9 +152,9 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     const forward_state *s = plan->state;
     const natten_problem *p = &plan->merged;
     forward_run run = {.state = s, .problem = p};
-    run.query = tensor_of(p, addresses, NATTEN_QUERY);
-    run.key = tensor_of(p, addresses, NATTEN_KEY);
-    run.value = tensor_of(p, addresses, NATTEN_VALUE);
+    run.query = packed_of(p, addresses, NATTEN_QUERY, s->g);
+    run.key = packed_of(p, addresses, NATTEN_KEY, s->g);
+    run.value = packed_of(p, addresses, NATTEN_VALUE, s->g);
     run.out = tensor_of(p, addresses, NATTEN_OUT);
     run.lse = tensor_of(p, addresses, NATTEN_LSE);
     run.more_key = tensor_of(p, addresses, NATTEN_ADDITIONAL_KEY);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/dropout.h"
+#include "core/problem.h"
 #include "cpu/bands.h"
 #include "cpu/choices.h"
 #include "cpu/cpuid.h"

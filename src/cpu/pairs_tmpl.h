@@ -50,13 +50,13 @@ static void pack_pairs(const char *source, int64_t token, int tokens, int step, 
 }
 
 /* Values of natural tokens; `step`: from a key to the next one of a run. */
-static void pack_values(int dtype, const char *source, int64_t token, int tokens, int step,
-                        int channels, real *to, int64_t to_step)
+static void pack_values(int dtype, const char *source, int64_t token, int64_t further, int tokens,
+                        int step, int channels, real *to, int64_t to_step)
 {
     if (PER_REAL > 1)
         pack_pairs(source, token, tokens, step, channels, to, to_step);
     else
-        pack_natural(dtype, source, token, tokens, channels, 1, to, to_step);
+        pack_natural(dtype, source, token, further, tokens, channels, 1, to, to_step);
 }
 
 /* Weights on their way to memory, in pairs. */

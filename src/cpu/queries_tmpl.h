@@ -65,7 +65,7 @@ static void pack_queries(const query_lanes *q, int dtype, int channels, real fac
 {
     const int64_t step = q->tensor->axis[2];
     if (q->whole) {
-        pack_transposed(dtype, q->at, step, q->count, channels, factor, to, VL);
+        pack_transposed(dtype, q->at, step, q->tensor->further, q->count, channels, factor, to, VL);
         return;
     }
     const int extent = (int)q->g->axis[2].query_extent;
@@ -79,8 +79,8 @@ static void pack_queries_naturally(const query_lanes *q, int channels, real fact
                                    int64_t step)
 {
     NA_EACH_PIECE(p, q->g, q->number, q->count)
-    pack_natural(q->tensor->dtype, piece_at(q, p), q->tensor->axis[2], p.end - p.lane, channels,
-                 factor, to + p.lane * step, step);
+    pack_natural(q->tensor->dtype, piece_at(q, p), q->tensor->axis[2], q->tensor->further,
+                 p.end - p.lane, channels, factor, to + p.lane * step, step);
 }
 
 /* Results, packed naturally, to their tensor. */
@@ -120,7 +120,8 @@ static void pack_keys_transposed(const na_geometry *g, const tensor *tensor, int
     const na_keys first = na_keys_of(g, part, 0);
     const char *at = tensor_at(tensor, batch, kv_head, z, y, first.x);
     if (g->beside == 1) {
-        pack_transposed(dtype, at, tensor->axis[2], first.count, channels, 1, to, channel);
+        pack_transposed(dtype, at, tensor->axis[2], tensor->further, first.count, channels, 1, to,
+                        channel);
         return;
     }
     const tokens row = {at, tensor->axis[2], tensor->head - (first.count - 1) * tensor->axis[2],
@@ -136,7 +137,8 @@ static void pack_keys_naturally(const na_geometry *g, const tensor *tensor, int6
     for (int h = 0; h < g->beside; h++) {
         const na_keys keys = na_keys_of(g, part, h);
         pack_natural(tensor->dtype, tensor_at(tensor, batch, kv_head + h, z, y, keys.x),
-                     tensor->axis[2], keys.count, channels, 1, to + keys.place * step, step);
+                     tensor->axis[2], tensor->further, keys.count, channels, 1,
+                     to + keys.place * step, step);
     }
 }
 

@@ -134,8 +134,8 @@ static void load_queries(const scatter_worker *w, const tile *t)
     const scattered *s = w->s;
     const int64_t step = padded(s->depth);
     for (int r = 0; r < t->work->rows; r++)
-        pack_natural(s->query.dtype, query_at(&s->query, t, r), s->query.axis[2], tile_lanes(t, r),
-                     s->depth, s->factor, w->query + r * VL * step, step);
+        pack_natural(s->query.dtype, query_at(&s->query, t, r), s->query.axis[2], s->query.further,
+                     tile_lanes(t, r), s->depth, s->factor, w->query + r * VL * step, step);
 }
 
 /* Adds a tile's spans to the sums, which their tokens count in. */

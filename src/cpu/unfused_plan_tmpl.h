@@ -38,9 +38,9 @@ static int unfused_of(const natten_plan *plan, const natten_run *run, unfused *u
     *u = (unfused){.problem = p, .geometry = scores ? state->score : state->gather};
     if (!na_has(p, query[p->op]) || !na_has(p, attn[p->op]))
         return 0;
-    u->query = tensor_of(p, run, query[p->op]);
+    u->query = packed_of(p, run, query[p->op], u->geometry);
     u->attn = tensor_of(p, run, attn[p->op]);
-    u->key = tensor_of(p, run, keys ? NATTEN_KEY : NATTEN_VALUE);
+    u->key = packed_of(p, run, keys ? NATTEN_KEY : NATTEN_VALUE, u->geometry);
     u->more = tensor_of(p, run, keys ? NATTEN_ADDITIONAL_KEY : NATTEN_ADDITIONAL_VALUE);
     u->depth = (int)(keys ? p->head_dim : p->value_dim);
     u->terms = u->depth;
@@ -79,7 +79,7 @@ static int scattered_of(const natten_plan *plan, const natten_run *run, scattere
     if (!keys && p->op != NATTEN_AV_BACKWARD)
         return 0;
     s->boxes = make_boxes(s->geometry, p);
-    s->query = tensor_of(p, run, keys ? NATTEN_QUERY : NATTEN_D_OUT);
+    s->query = packed_of(p, run, keys ? NATTEN_QUERY : NATTEN_D_OUT, s->geometry);
     s->attn = tensor_of(p, run, keys ? NATTEN_D_ATTN : NATTEN_ATTN);
     s->key = tensor_of(p, run, key);
     s->more = tensor_of(p, run, more);

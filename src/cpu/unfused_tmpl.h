@@ -110,10 +110,10 @@ static int pack_keys(worker *w, const na_work *work, int transposed)
         const int some = (int)(g->additional - token < g->width ? g->additional - token : g->width);
         const char *from = tensor_at(&u->more, work->batch, work->kv_head, token, 0, 0);
         if (transposed)
-            pack_transposed(u->more.dtype, from, u->more.axis[0], some, u->depth, 1, to,
+            pack_transposed(u->more.dtype, from, u->more.axis[0], 0, some, u->depth, 1, to,
                             u->key_depth);
         else
-            pack_natural(u->more.dtype, from, u->more.axis[0], some, u->depth, 1, to,
+            pack_natural(u->more.dtype, from, u->more.axis[0], 0, some, u->depth, 1, to,
                          padded(u->depth));
         if (u->key_bias.data)
             key_bias_pack(NULL, NULL, some, to + u->depth * u->key_depth);
@@ -177,7 +177,8 @@ static void score_tile(worker *w, tile *t)
     const int64_t row_step = padded(u->slots) * VL, query_step = (int64_t)u->terms * VL;
     for (int r = 0; r < rows; r++) {
         pack_transposed(u->query.dtype, query_at(&u->query, t, r), u->query.axis[2],
-                        tile_lanes(t, r), u->depth, u->factor, w->query + r * query_step, VL);
+                        u->query.further, tile_lanes(t, r), u->depth, u->factor,
+                        w->query + r * query_step, VL);
         if (u->key_bias.data)
             vec_store(w->query + r * query_step + u->depth * VL, vec_set1(1));
     }
