@@ -61,7 +61,8 @@ def main() -> None:
         options.threads = [1]
     print(f"{machine.processor()}, {machine.today()}, commit {machine.commit()}")
     rows = [row for t in options.threads for row in measure(options.problems, t, flags)]
-    machine.write("peak", HEAD, rows)
+    kernel = f"-{options.kernel}" if options.kernel else ""
+    machine.write("peak" + kernel + "-huge" * options.huge, HEAD, rows)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ typedef struct aggregation {
 typedef struct aggregate_part {
     const span_run *runs;
     int run_count;
-    int lane, lanes, begin, end;
+    int lane, begin, end;
     int row, channel; /* the first ones */
     int part;         /* channels of the last vector, 0: all; in `out` nothing lies behind them */
     real *const *weight; /* as those of the aggregation, at the first row and channel */
-    const real *value, *factor;
+    const real *value;
     real *sum;
 } aggregate_part;
 
@@ -189,7 +189,7 @@ static ALWAYS_INLINE void finish_row(const int halves, const sums_way way, const
     const int any = way == SUMS_ANY;
     const int more = any ? !p->begin : way == SUMS_MIDDLE || way == SUMS_LAST;
     const int end = any ? p->end : way == SUMS_WHOLE || way == SUMS_LAST;
-    const vec factor = vec_set1(end ? p->factor[r * VL + l] : 1);
+    const vec factor = vec_set1(end ? a->factor[(p->row + r) * VL + l] : 1);
     real *partial = p->sum + l * a->sum_lane + r * a->sum_row;
     out_real *out = end && (!any || a->out) ? lane_out(a, p, r, l) : NULL;
     UNROLL
@@ -236,7 +236,7 @@ static ALWAYS_INLINE void aggregate_lanes(const int rows, const int halves, cons
     /* Beside 24 sums of pairs, the constants of rounding find no registers. */
     const sums_way way =
         PER_REAL > 1 && rows * halves >= 48 && p->end ? SUMS_ANY : sums_way_of(a, p);
-    for (int l = p->lane; l + lanes <= p->lanes; l += lanes) {
+    for (int l = p->lane; l + lanes <= a->lanes; l += lanes) {
         channel_sums sum;
         const int32_t *start = NULL;
         const real *weight[ROWS_MAX], *first = values, *second = values;
@@ -418,14 +418,13 @@ static inline void aggregate_call(const aggregation *a, aggregate_part *p, int c
                                   int grouped, int limited)
 {
     p->lane = a->lane;
-    p->lanes = a->lanes;
 #if REGISTERS >= 32
     if (grouped) {
         if (!limited) {
             aggregate_two_table[count][halves](a, p);
-            p->lane += (p->lanes - p->lane) / 2 * 2;
+            p->lane += (a->lanes - p->lane) / 2 * 2;
         }
-        if (p->lane < p->lanes)
+        if (p->lane < a->lanes)
             aggregate_one_table[count][halves](a, p);
         return;
     }
@@ -440,7 +439,6 @@ static void aggregate_rows(const aggregation *a, aggregate_part *p, int count, i
                            int grouped, int limited)
 {
     p->value = a->value;
-    p->factor = a->factor + p->row * VL;
     p->sum = a->sum + p->row * a->sum_row;
     for (p->channel = 0; p->channel < depth; p->channel += a->group) {
         const int some = na_min(depth - p->channel, a->group);

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/problem.h"
 #include "cpu/choices.h"
 #include "cpu/cpuid.h"
 #include "cpu/kernels.h"

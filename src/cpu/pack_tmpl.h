@@ -32,20 +32,6 @@ static tensor tensor_of(const natten_problem *problem, const natten_run *run, na
     return t;
 }
 
-/* The same of one that is packed. Long tokens that come from memory are fetched while those before
- * them are packed: 3 to 10 % with 128 channels. (From the last-level cache they come in time, and
- * asking costs 2 to 4 %.) */
-static tensor packed_of(const natten_problem *problem, const natten_run *run, natten_role role,
-                        const na_geometry *g)
-{
-    tensor t = tensor_of(problem, run, role);
-    const int64_t channels = na_role_shape(problem, role).channels;
-    const int64_t bytes = channels * (int64_t)na_dtype_size((natten_dtype)t.dtype);
-    if (g->cut.ahead && ahead_level_of(bytes) == AHEAD_NOWHERE)
-        t.further = VL * t.axis[2];
-    return t;
-}
-
 /* The first channel of a token. */
 static inline char *tensor_at(const tensor *t, int64_t batch, int64_t head, int64_t z, int64_t y,
                               int64_t x)

@@ -112,6 +112,19 @@ static void get_reals(const query_lanes *q, real *to)
     }
 }
 
+/* A tensor that is packed. Long tokens that come from memory are fetched while those before them
+ * are packed: 3 to 10 % with 128 channels. (From the last-level cache they come in time, and asking
+ * costs 2 to 4 %.) */
+static tensor packed_of(const natten_problem *problem, const natten_run *run, natten_role role,
+                        const na_geometry *g)
+{
+    tensor t = tensor_of(problem, run, role);
+    const int64_t channels = na_role_shape(problem, role).channels;
+    if (g->cut.ahead && ahead_level_of(channels * stored_size(t.dtype)) == AHEAD_NOWHERE)
+        t.further = VL * t.axis[2];
+    return t;
+}
+
 /* As pack_transposed, the keys of a part of a key row, all heads after each other. */
 static void pack_keys_transposed(const na_geometry *g, const tensor *tensor, int dtype,
                                  int64_t batch, int64_t kv_head, int32_t z, int32_t y,
