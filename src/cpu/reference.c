@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * The truth: every op as docs/spec.md defines it, in double precision, one query after the other.
- * Nothing here is fast. Changed only to mend a wrong answer. */
+ * Products of two lines are summed in long double: an error of a logit is one of the lse, and other
+ * kernels' float64 is compared with this one's. Nothing here is fast. Changed only to mend a wrong
+ * answer. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +17,7 @@ typedef struct work {
     void *const *data;
     uint64_t seed, offset;
     double *sums[NATTEN_ROLES]; /* gradients many queries add to, contiguous */
-    double *weights;            /* a number for each slot of the query at hand */
+    long double *weights;       /* a number for each slot of the query at hand */
     double *line;               /* and for each of its value's channels */
 } work;
 
@@ -111,13 +113,14 @@ static void add_line(const work *w, double *sums, double factor, natten_role rol
         sums[c] += factor * element(dtype, line, c);
 }
 
-static double dot(const work *w, natten_role a, place at_a, natten_role b, place at_b, int64_t n)
+static long double dot(const work *w, natten_role a, place at_a, natten_role b, place at_b,
+                       int64_t n)
 {
     natten_dtype dtype = (natten_dtype)w->problem->dtype;
     const void *line_a = line_of(w, a, at_a), *line_b = line_of(w, b, at_b);
-    double sum = 0;
+    long double sum = 0;
     for (int64_t c = 0; c < n; c++)
-        sum += element(dtype, line_a, c) * element(dtype, line_b, c);
+        sum += (long double)element(dtype, line_a, c) * element(dtype, line_b, c);
     return sum;
 }
 
@@ -160,10 +163,10 @@ static natten_role value_role(slot s)
     return s.kind == ADDITIONAL ? NATTEN_ADDITIONAL_VALUE : NATTEN_VALUE;
 }
 
-static double logit(const work *w, place query, slot s)
+static long double logit(const work *w, place query, slot s)
 {
-    double product = dot(w, NATTEN_QUERY, query, key_role(s), s.key, w->problem->head_dim);
-    double logit = product * w->problem->scale;
+    long double product = dot(w, NATTEN_QUERY, query, key_role(s), s.key, w->problem->head_dim);
+    long double logit = product * w->problem->scale;
     if (s.kind == WINDOW_KEY && na_has(w->problem, NATTEN_RPB))
         logit += load(w, NATTEN_RPB, s.bias, 0);
     if (s.kind == WINDOW_KEY && na_has(w->problem, NATTEN_KEY_BIAS))
@@ -187,7 +190,7 @@ static double dropout(const work *w, place query, slot s)
 }
 
 /* d_out . value */
-static double value_product(const work *w, place query, slot s)
+static long double value_product(const work *w, place query, slot s)
 {
     return dot(w, NATTEN_D_OUT, query, value_role(s), s.key, w->problem->value_dim);
 }
@@ -230,15 +233,16 @@ static void spread_value(const work *w, place query, slot s, double weight)
 
 static void forward(const work *w, place query, int64_t slots)
 {
-    double highest = -INFINITY, sum = 0;
+    long double highest = -INFINITY;
+    double sum = 0;
     for (int64_t i = 0; i < slots; i++) {
         slot s = slot_of(w, query, i);
         w->weights[i] = s.kind == FORBIDDEN ? -INFINITY : logit(w, query, s);
-        highest = fmax(highest, w->weights[i]);
+        highest = fmaxl(highest, w->weights[i]);
     }
-    double base = highest == -INFINITY ? 0 : highest; /* all keys may be masked */
+    long double base = highest == -INFINITY ? 0 : highest; /* all keys may be masked */
     for (int64_t i = 0; i < slots; i++)
-        sum += w->weights[i] = exp(w->weights[i] - base);
+        sum += w->weights[i] = exp((double)(w->weights[i] - base));
     for (int64_t i = 0; i < slots && sum != 0; i++)
         w->weights[i] *= dropout(w, query, slot_of(w, query, i)) / sum;
     gather_values(w, query, slots);
@@ -251,13 +255,13 @@ static void forward(const work *w, place query, int64_t slots)
 static void backward(const work *w, place query, int64_t slots)
 {
     double lse = load(w, NATTEN_LSE, query, 0);
-    double delta = na_has(w->problem, NATTEN_D_LSE) ? -load(w, NATTEN_D_LSE, query, 0) : 0;
+    long double delta = na_has(w->problem, NATTEN_D_LSE) ? -load(w, NATTEN_D_LSE, query, 0) : 0;
     delta += dot(w, NATTEN_D_OUT, query, NATTEN_OUT, query, w->problem->value_dim);
     for (int64_t i = 0; i < slots; i++) {
         slot s = slot_of(w, query, i);
         if (s.kind == FORBIDDEN)
             continue;
-        double weight = lse == -INFINITY ? 0 : exp(logit(w, query, s) - lse);
+        double weight = lse == -INFINITY ? 0 : exp((double)(logit(w, query, s) - lse));
         double kept = dropout(w, query, s);
         spread_logit(w, query, s, weight * (kept * value_product(w, query, s) - delta));
         spread_value(w, query, s, weight * kept);
