@@ -16,7 +16,16 @@
 #include <unistd.h>
 #endif
 
-enum { KNOWN = 1, AVX2 = 2, AVX512 = 4, AVX512BF16 = 8, AMX = 16, FORESEES = 32, TICKS = 64 };
+enum {
+    KNOWN = 1,
+    AVX2 = 2,
+    AVX512 = 4,
+    AVX512BF16 = 8,
+    AMX = 16,
+    FORESEES = 32,
+    TICKS = 64,
+    SPLITS = 128
+};
 
 /* Register state that the system saves when it switches threads; without it the instructions trap.
  */
@@ -27,8 +36,7 @@ static unsigned saved_state(void)
     return low;
 }
 
-/* From Zen 5 on. */
-static int is_late_zen(void)
+static int is_of_amd(void)
 {
     unsigned a, b, c, d;
     char vendor[12];
@@ -37,9 +45,23 @@ static int is_late_zen(void)
     memcpy(vendor, &b, 4);
     memcpy(vendor + 4, &d, 4);
     memcpy(vendor + 8, &c, 4);
-    if (memcmp(vendor, "AuthenticAMD", 12) != 0 || !__get_cpuid(1, &a, &b, &c, &d))
-        return 0;
-    return (a >> 8 & 15) + (a >> 20 & 255) >= 26;
+    return memcmp(vendor, "AuthenticAMD", 12) == 0;
+}
+
+/* From Zen 5 on. */
+static int is_late_zen(void)
+{
+    unsigned a, b, c, d;
+    return is_of_amd() && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) >= 26;
+}
+
+/* AMD's tell how wide their units for vectors are. */
+static int has_half_units(void)
+{
+    const unsigned leaf = 0x8000001a, bits_256 = 1 << 2, bits_512 = 1 << 3;
+    unsigned a, b, c, d;
+    return is_of_amd() && __get_cpuid(leaf, &a, &b, &c, &d) &&
+           (a & (bits_256 | bits_512)) == bits_256;
 }
 
 static int look_for_words(void)
@@ -73,7 +95,8 @@ static int has_ticks(void)
 
 static int look(void)
 {
-    return look_for_words() | (is_late_zen() ? FORESEES : 0) | (has_ticks() ? TICKS : 0);
+    return look_for_words() | (is_late_zen() ? FORESEES : 0) | (has_ticks() ? TICKS : 0) |
+           (has_half_units() ? SPLITS : 0);
 }
 
 /* By itself a process has no room for tiles. The answer is the same for every thread. */
@@ -104,6 +127,7 @@ int na_cpu_has_avx512(void) { return (features() & AVX512) != 0; }
 int na_cpu_has_avx512bf16(void) { return (features() & AVX512BF16) != 0; }
 int na_cpu_has_amx(void) { return (features() & AMX) != 0; }
 int na_cpu_foresees(void) { return (features() & FORESEES) != 0; }
+int na_cpu_splits_vectors(void) { return (features() & SPLITS) != 0; }
 
 /* As AMD describes caches, from the first to the last. */
 static int64_t look_for_last_cache(void)
@@ -167,6 +191,7 @@ int na_cpu_has_avx512(void) { return 0; }
 int na_cpu_has_avx512bf16(void) { return 0; }
 int na_cpu_has_amx(void) { return 0; }
 int na_cpu_foresees(void) { return 0; }
+int na_cpu_splits_vectors(void) { return 0; }
 int64_t na_cpu_last_cache(void) { return 0; }
 uint64_t na_cpu_ticks(void) { return 0; }
 int na_cpu_allows_amx(void) { return 0; }

@@ -26,6 +26,9 @@ int na_cpu_allows_amx(void);
  */
 int na_cpu_foresees(void);
 
+/* Takes two turns for a vector of 512 bits, as a Zen 4 does. */
+int na_cpu_splits_vectors(void);
+
 /* Bytes of its last-level cache, as far as one core uses it; 0: not known, as of any but AMD's. */
 int64_t na_cpu_last_cache(void);
 

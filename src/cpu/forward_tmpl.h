@@ -220,13 +220,15 @@ static int forward_part(const natten_problem *p, int rows)
 
 /* Channels of a value that aggregate takes at a time. With few, blocks of weights are larger, so
  * that sums are stored less often, and lanes are taken two by two, but weights are loaded more
- * often: a Zen 5 takes 4 to 6 % less time then for short runs in many key rows, a Xeon 5 % more. */
+ * often: for short runs in many key rows a Zen 5 takes 4 to 6 % less time then, a Zen 4 3 to 4 %
+ * (with AVX-512, and not of pairs), a Xeon 5 % more. */
 static int forward_group(const natten_problem *p)
 {
     const int usual = channel_group((int)p->value_dim);
     const int few = FEW_HALVES > 0 ? FEW_HALVES / 2 * VL : usual;
-    const int pays = na_cpu_foresees() && p->axis[0].window > 1 && p->value_dim % few == 0;
-    return pays ? few : usual;
+    const int splits = PER_REAL == 1 && na_cpu_splits_vectors();
+    const int pays = (na_cpu_foresees() || splits) && p->axis[0].window > 1;
+    return pays && p->value_dim % few == 0 ? few : usual;
 }
 
 static natten_status forward_plan(natten_plan *plan)

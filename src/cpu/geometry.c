@@ -290,12 +290,10 @@ int64_t na_bias_entries(const natten_problem *p)
     return entries;
 }
 
-/* Whether a processor that foresees is better left alone: what lies in the last-level cache comes
- * in time without being asked for. That is what is read, as long as there is room for others. */
+/* Whether what is read may well lie in the last-level cache, as long as there is room for others.
+ * There it comes in time without being asked for, as AMD's processors were seen to have it. */
 static int lies_near(const natten_problem *p)
 {
-    if (!na_cpu_foresees())
-        return 0;
     double bytes = 0;
     for (int role = 0; role < NATTEN_ROLES; role++) {
         if (!na_has(p, (natten_role)role) || na_role_is_output((natten_op)p->op, (natten_role)role))

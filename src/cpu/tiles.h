@@ -84,8 +84,8 @@ typedef struct na_cut {
      * fewest lanes. */
     int32_t beside;
     /* 1: what is packed next is fetched during other work; 0: only if the first of it turns out to
-     * come from memory; -1: 0 if what is read fits in the last-level cache of a processor that
-     * foresees, else 1. */
+     * come from memory; -1: 0 if what is read fits in the last-level cache of a processor of
+     * AMD, else 1. */
     int32_t ahead;
 } na_cut;
 
