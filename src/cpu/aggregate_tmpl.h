@@ -393,8 +393,7 @@ static int channel_group(int channels)
 /* Bytes of weights, of all rows, and of the values that they multiply: about the first cache's
  * size. With more, processors that multiply a whole vector in one turn wait for the next cache;
  * with less, sums are loaded and stored more often. LANES_BYTES: with the values that all lanes
- * together multiply, which of short runs are several times as many. Who takes two turns for a
- * vector does not wait for the next cache either, and takes 2 to 3 % less time with such blocks. */
+ * together multiply, which of short runs are several times as many. */
 enum { BLOCK_BYTES = 32 << 10, LANES_BYTES = 44 << 10 };
 
 /* Reals of the weights of such a block, of runs of so many keys, and of values of `value` reals. */
@@ -404,8 +403,7 @@ static int64_t block_reals(int rows, int64_t value, int64_t run)
     const int64_t seen = run < NA_RUN ? run : NA_RUN;
     const int64_t one = BLOCK_BYTES / (weights / PER_REAL + value);
     const int64_t all = LANES_BYTES / (weights / PER_REAL + value * (seen + VL - 1) / seen);
-    const int64_t more = VL * sizeof(real) == 64 && na_cpu_splits_vectors() ? 4 : 1;
-    const int64_t keys = more * (one < all ? one : all) / (int64_t)sizeof(real);
+    const int64_t keys = (one < all ? one : all) / (int64_t)sizeof(real);
     return (keys > 1 ? keys : 1) * weights;
 }
 

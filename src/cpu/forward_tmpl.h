@@ -231,6 +231,16 @@ static int forward_group(const natten_problem *p)
     return pays && p->value_dim % few == 0 ? few : usual;
 }
 
+/* How many times larger blocks of weights are than for the first-level cache. Who takes two turns
+ * for a vector need not wait for the next cache, if a weight is multiplied often enough, and takes
+ * 2 to 4 % less time with fewer sums to store. */
+static int larger_blocks(int64_t value_step)
+{
+    const int64_t vectors = value_step / VL;
+    const int often = vectors <= FEW_HALVES / 2 || vectors % CHANNELS_MAX == 0;
+    return often && VL * sizeof(real) == 64 && na_cpu_splits_vectors() ? 4 : 1;
+}
+
 static natten_status forward_plan(natten_plan *plan)
 {
     const natten_problem *p = &plan->merged;
@@ -258,7 +268,8 @@ static natten_status forward_plan(natten_plan *plan)
     s->value_step = forward_group(p);
     s->groups = (s->channels + s->value_step - 1) / s->value_step;
     s->value_group = s->g->slots * s->g->apart * s->value_step;
-    s->block = block_reals(s->rows, s->value_step, p->axis[2].window);
+    s->block =
+        larger_blocks(s->value_step) * block_reals(s->rows, s->value_step, p->axis[2].window);
     s->whole = keys <= room;
     s->chapter = (int)(s->whole ? keys : room);
     s->score_row = (int64_t)s->chapter * VL + 2 * VL;
