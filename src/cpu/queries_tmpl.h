@@ -170,7 +170,7 @@ static void pack_key_biases(const na_geometry *g, const tensor *bias, int64_t ba
 
 /* Whether to fetch ahead, by how long the first keys that a worker needs take to come: from the
  * last-level cache of a Zen 5 2 to 3 ticks for a line, from memory 8 to 20. Guessing wrong costs up
- * to 8 % the one way, half of the time the other. */
+ * to 8 % the one way, half of the time the other. Without a clock they come from memory. */
 static int needs_ahead(const na_geometry *g, const na_work *work, const na_key_row *rows,
                        int row_count, const tensor *tensor, int64_t bytes)
 {
@@ -188,7 +188,7 @@ static int needs_ahead(const na_geometry *g, const na_work *work, const na_key_r
             for (int64_t b = 0; b < bytes; b += 64, lines++)
                 (void)*(const volatile char *)(at + b);
     }
-    return na_cpu_ticks() - begin > (uint64_t)(TICKS * lines);
+    return !begin || na_cpu_ticks() - begin > (uint64_t)(TICKS * lines);
 }
 
 /* Has the keys, or the values, of a part of a key row fetched. */
