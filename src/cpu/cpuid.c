@@ -36,8 +36,11 @@ static unsigned saved_state(void)
     return low;
 }
 
-static int is_of_amd(void)
+/* What only processors of AMD are asked. */
+static int look_for_habits(void)
 {
+    const unsigned units = 0x8000001a, of_256 = 1 << 2, of_512 = 1 << 3;
+    const int zen5 = 26;
     unsigned a, b, c, d;
     char vendor[12];
     if (!__get_cpuid(0, &a, &b, &c, &d))
@@ -45,23 +48,11 @@ static int is_of_amd(void)
     memcpy(vendor, &b, 4);
     memcpy(vendor + 4, &d, 4);
     memcpy(vendor + 8, &c, 4);
-    return memcmp(vendor, "AuthenticAMD", 12) == 0;
-}
-
-/* From Zen 5 on. */
-static int is_late_zen(void)
-{
-    unsigned a, b, c, d;
-    return is_of_amd() && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) >= 26;
-}
-
-/* AMD's tell how wide their units for vectors are. */
-static int has_half_units(void)
-{
-    const unsigned leaf = 0x8000001a, bits_256 = 1 << 2, bits_512 = 1 << 3;
-    unsigned a, b, c, d;
-    return is_of_amd() && __get_cpuid(leaf, &a, &b, &c, &d) &&
-           (a & (bits_256 | bits_512)) == bits_256;
+    if (memcmp(vendor, "AuthenticAMD", 12) != 0 || !__get_cpuid(1, &a, &b, &c, &d))
+        return 0;
+    const int family = (int)((a >> 8 & 15) + (a >> 20 & 255));
+    const int split = __get_cpuid(units, &a, &b, &c, &d) && (a & (of_256 | of_512)) == of_256;
+    return (family >= zen5 ? FORESEES : 0) | (split ? SPLITS : 0);
 }
 
 static int look_for_words(void)
@@ -93,11 +84,7 @@ static int has_ticks(void)
     return __get_cpuid(0x80000001, &a, &b, &c, &d) && (d & rdtscp);
 }
 
-static int look(void)
-{
-    return look_for_words() | (is_late_zen() ? FORESEES : 0) | (has_ticks() ? TICKS : 0) |
-           (has_half_units() ? SPLITS : 0);
-}
+static int look(void) { return look_for_words() | look_for_habits() | (has_ticks() ? TICKS : 0); }
 
 /* By itself a process has no room for tiles. The answer is the same for every thread. */
 static int ask_for_tiles(void)

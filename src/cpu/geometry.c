@@ -291,7 +291,8 @@ int64_t na_bias_entries(const natten_problem *p)
 }
 
 /* Whether what is read may well lie in the last-level cache, as long as there is room for others.
- * There it comes in time without being asked for, as AMD's processors were seen to have it. */
+ * There it comes in time without being asked for, as AMD's processors were seen to have it (of
+ * others that cache is not known). */
 static int lies_near(const natten_problem *p)
 {
     double bytes = 0;
