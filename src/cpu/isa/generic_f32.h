@@ -4,13 +4,15 @@ typedef float real;
 typedef int32_t real_bits;
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t vec_index __attribute__((vector_size(16)));
+typedef uint32_t vec_bits __attribute__((vector_size(16)));
 
 #include "core/half.h"
 #include "cpu/isa/generic_words.h"
 
 WORD vec vec_scale2(vec p, vec shifted, vec a, vec low)
 {
-    return vec_not_below(a, low, (vec)((vec_index)p + ((vec_index)shifted << 23)));
+    /* Of powers that are too small, and not used, it wraps around. */
+    return vec_not_below(a, low, (vec)((vec_bits)p + ((vec_bits)shifted << 23)));
 }
 WORD vec vec_split2(vec a, vec *exponent)
 {

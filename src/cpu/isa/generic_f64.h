@@ -5,13 +5,14 @@ typedef double real;
 typedef int64_t real_bits;
 typedef double vec __attribute__((vector_size(16)));
 typedef int64_t vec_index __attribute__((vector_size(16)));
+typedef uint64_t vec_bits __attribute__((vector_size(16)));
 
 #include "cpu/isa/generic_words.h"
 
 WORD vec vec_eighths(const real *t, vec shifted)
 {
-    vec_index bits = (vec_index)shifted;
-    return (vec)((vec_index)vec_gather(t, bits & 7) + (bits << 49));
+    /* Of powers that are too small, and not used, it wraps around. */
+    return (vec)((vec_bits)vec_gather(t, (vec_index)shifted & 7) + ((vec_bits)shifted << 49));
 }
 WORD vec vec_split2(vec a, vec *exponent)
 {
