@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "torch/pages.h"
+
 #define D PRId64
 
 /* What a size of a tensor means. Two tensors that share a meaning must agree on its size. */
@@ -393,11 +395,19 @@ natten_status natten_call_bind(natten_call *call)
     return status;
 }
 
+static natten_status compute(const natten_call *call, const natten_run *run)
+{
+    for (int role = 0; role < NATTEN_ROLES; role++)
+        if (call->outputs & call->problem.roles & natten_bit((natten_role)role))
+            na_prefer_huge_pages(&call->tensor[role], run->data[role]);
+    return natten_compute(&call->problem, run);
+}
+
 natten_status natten_call_run(natten_call *call, natten_run *run)
 {
     for (int role = 0; role < NATTEN_ROLES; role++)
         run->data[role] = call->problem.roles >> role & 1 ? call->tensor[role].data : NULL;
-    natten_status status = natten_compute(&call->problem, run);
+    natten_status status = compute(call, run);
     if (status != NATTEN_OK)
         fail(call, status, "%s", natten_last_error());
     return status;
@@ -412,14 +422,13 @@ natten_status natten_call_repeat(const natten_call *call, const natten_repeat *r
     for (int role = 0, i = 0; role < NATTEN_ROLES; role++)
         if (call->problem.roles >> role & 1)
             run.data[role] = repeat->data[i++];
-    return natten_compute(&call->problem, &run);
+    return compute(call, &run);
 }
 
 natten_status natten_call_no_memory(natten_call *call, int64_t role)
 {
-    static const int sizes_of[NATTEN_DTYPES] = {4, 8, 2, 2};
     const natten_tensor *tensor = &call->tensor[role];
-    double bytes = tensor->dims < 0 ? 0 : sizes_of[tensor->dtype];
+    double bytes = tensor->dims < 0 ? 0 : (double)na_element_size(tensor->dtype);
     for (int i = 0; i < tensor->dims; i++)
         bytes *= (double)tensor->size[i];
     return fail(call, NATTEN_ERROR_MEMORY, "No memory for %s%s of %.0f bytes.",

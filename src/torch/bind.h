@@ -20,6 +20,12 @@ typedef struct natten_tensor {
     int64_t device_index;
 } natten_tensor;
 
+/* Bytes of an element. */
+static inline size_t na_element_size(int64_t dtype)
+{
+    return dtype == NATTEN_F64 ? 8 : dtype == NATTEN_F32 ? 4 : 2;
+}
+
 /* A call as a front end receives it. The caller sets everything up to `tensor` (there: the inputs);
  * natten_call_bind checks it, sets what follows, and the sizes, strides, dtype and device of the
  * outputs in `tensor`, which the caller then allocates. */

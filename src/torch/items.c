@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "torch/bind.h"
+#include "torch/pages.h"
 
 #define D PRId64
 
@@ -33,11 +34,6 @@ static int is_of_keys(int role)
            role == NATTEN_D_VALUE;
 }
 
-static size_t element_size(const natten_tensor *tensor)
-{
-    return tensor->dtype == NATTEN_F64 ? 8 : tensor->dtype == NATTEN_F32 ? 4 : 2;
-}
-
 /* The part of a packed tensor that holds `batch` maps, from token `at` on; or, of a packed tensor
  * with a batch of its own, one map of each. */
 static natten_tensor part(const natten_tensor *packed, int64_t batch, const int64_t *extent,
@@ -45,7 +41,7 @@ static natten_tensor part(const natten_tensor *packed, int64_t batch, const int6
 {
     natten_tensor view = *packed;
     int64_t step = packed->stride[1];
-    view.data = (char *)packed->data + at * step * (int64_t)element_size(packed);
+    view.data = (char *)packed->data + at * step * (int64_t)na_element_size(packed->dtype);
     view.dims = packed->dims - 1 + rank;
     for (int64_t i = rank; i > 0; i--) {
         view.size[i] = extent[i - 1];
@@ -181,6 +177,9 @@ static natten_status compute(natten_call *packed, batches *all, const natten_run
             *workspace = status == NATTEN_OK && bytes > *workspace ? bytes : *workspace;
         }
     } else {
+        for (int role = 0; role < NATTEN_ROLES; role++)
+            if (packed->outputs >> role & 1)
+                na_prefer_huge_pages(&packed->tensor[role], packed->tensor[role].data);
         for (size_t i = 0; i < all->count; i++) {
             natten_run mine = *run;
             memcpy(mine.data, all->runs[i].data, sizeof mine.data);
