@@ -10,7 +10,7 @@
 void na_prefer_huge_pages(const natten_tensor *tensor, const void *data)
 {
 #if defined(MADV_HUGEPAGE)
-    const uint64_t least = (uint64_t)32 << 20, huge = (uint64_t)2 << 20;
+    const uint64_t least = (uint64_t)4 << 20, huge = (uint64_t)2 << 20;
     const uint64_t at = (uintptr_t)data;
     uint64_t bytes = na_element_size(tensor->dtype);
     for (int64_t i = 0; i < tensor->dims; i++)

@@ -5,9 +5,9 @@
 
 #include "torch/bind.h"
 
-/* Asks for huge pages for an output, if it is large. glibc's allocator maps 32 MiB and more anew
- * each time, and whoever touches it first waits for each page: with small ones that was 10 to 40 %
- * of a forward's time. (What is smaller comes from memory that was touched before.) */
+/* Asks for huge pages for an output of 4 MiB and more. glibc's allocator gives such memory back to
+ * the system soon, from 32 MiB on at once, and whoever then touches it first waits for each page:
+ * with small ones that was up to half of a call's time. */
 void na_prefer_huge_pages(const natten_tensor *tensor, const void *data);
 
 #endif
