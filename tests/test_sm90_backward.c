@@ -197,6 +197,7 @@ static int prepared(const char *text)
         natten_problem_pack(&problem, NATTEN_HEADS_LAST);
         if (natten_plan_create(&problem, "cuda-sm90-forward", &plan) != NATTEN_OK)
             exit(1);
+        natten_plan_destroy(plan);
         problem = problem_of(text, NATTEN_BACKWARD);
         problem.choice = 0;
         exit(natten_plan_create(&problem, name, &plan) != NATTEN_OK);
@@ -288,6 +289,10 @@ static void graph(const char *text, int steps)
     memcpy(&capture, &address, sizeof address);
     address = dlsym(driver, "host_replay");
     memcpy(&replay, &address, sizeof address);
+    if (!capture || !replay) {
+        unit_fail("the loader does not find the driver made for tests");
+        return;
+    }
     capture(1);
     CHECK(step(text, (void *)1) == NATTEN_OK);
     capture(0);

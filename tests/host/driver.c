@@ -346,8 +346,8 @@ EXPORT int host_replay(void);
 void host_capture(int begin)
 {
     capturing = begin;
-    if (begin)
-        steps = 0;
+    while (begin && steps > 0)
+        free(graph[--steps].parameters);
 }
 
 /* Returns how many steps there are; -1: one of them failed. */
