@@ -151,7 +151,7 @@ def sanitizer_steps() -> list[Step]:
         # as plain C.
         "-fno-sanitize=undefined",
     )
-    targets = "test_threads test_tune"
+    targets = "test_queue test_threads test_tune"
     tsan = sanitized("build/tsan", "-fsanitize=thread", "-Og;-g1", targets=targets)
     random = ["build/asan/tests/check", "--random", "40"]
     return [
@@ -159,6 +159,7 @@ def sanitizer_steps() -> list[Step]:
         Step("unit tests asan", unit_tests("build/asan", "-LE host"), after=["build asan"]),
         Step("check random asan", random, after=["build asan"]),
         Step("build tsan", tsan),
+        Step("queue tsan", ["build/tsan/tests/test_queue"], after=["build tsan"]),
         Step("threads tsan", ["build/tsan/tests/test_threads"], after=["build tsan"]),
         Step("tuning tsan", ["build/tsan/tests/test_tune", "threads"], after=["build tsan"]),
     ]

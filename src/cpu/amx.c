@@ -9,6 +9,7 @@
 #include "cpu/choices.h"
 #include "cpu/cpuid.h"
 #include "cpu/kernels.h"
+#include "cpu/queue.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "cpu/strips.h"
@@ -70,16 +71,15 @@ static void work(void *context, int64_t worker)
     const amx_run *run = context;
     const na_strips *s = &run->state->strips;
     amx_worker w = {.run = run};
-    const int64_t tasks = s->strips * run->state->heads;
-    const int64_t end = tasks * (worker + 1) / run->workers;
     worker_layout(run->state, &w, run->scratch + (size_t)worker * run->state->worker_bytes);
     tile_begin();
-    for (int64_t task = tasks * worker / run->workers; task < end; task++) {
-        na_box_at(s, task, 0, &w.box);
+    for (na_turn turn = na_turn_of(run->queues, worker); na_turn_next(&turn);) {
+        const int64_t ahead = na_turn_ahead(&turn);
+        na_box_at(s, turn.task, 0, &w.box);
         begin_section(&w);
         for (int n = 1, next = SAME_SECTION; next == SAME_SECTION; n++, w.box = w.next) {
-            if (!na_box_at(s, task, n, &w.next))
-                next = task + 1 < end && na_box_at(s, task + 1, 0, &w.next) ? OTHER_SECTION : NONE;
+            if (!na_box_at(s, turn.task, n, &w.next))
+                next = ahead >= 0 && na_box_at(s, ahead, 0, &w.next) ? OTHER_SECTION : NONE;
             work_on_box(&w, next);
         }
     }
@@ -109,12 +109,17 @@ static natten_status run_plan(const natten_plan *plan, const natten_run *address
     run.scale = (float)(fabs(p->scale) * LOG2_E);
     run.sign = p->scale < 0 ? 0x80008000 : 0;
     run.stream = streams(s, &run.out);
-    run.workers = na_workers(addresses, s->strips.strips * s->heads);
-    run.scratch = na_scratch_take((size_t)run.workers * s->worker_bytes);
-    if (!run.scratch)
+    const int64_t tasks = s->strips.strips * s->heads;
+    run.workers = na_workers(addresses, tasks);
+    const size_t queues = na_queues_bytes(run.workers);
+    char *scratch = na_scratch_take(queues + (size_t)run.workers * s->worker_bytes);
+    if (!scratch)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a forward run.");
+    run.queues = (na_queues *)(void *)scratch;
+    na_queues_fill(run.queues, run.workers, tasks);
+    run.scratch = scratch + queues;
     na_parallel(addresses, run.workers, work, &run);
-    na_scratch_give(run.scratch);
+    na_scratch_give(scratch);
     return NATTEN_OK;
 }
 

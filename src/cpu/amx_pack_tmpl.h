@@ -19,6 +19,7 @@ typedef struct amx_state {
 typedef struct amx_run {
     const amx_state *state;
     int64_t workers, kv_heads;
+    na_queues *queues;
     tensor query, key, value, out, lse;
     float scale;   /* times log2(e), not negative: */
     uint32_t sign; /* its sign, as both signs of a pair of channels of a query */

@@ -54,7 +54,7 @@ static void backward_finish_row(const backward_run *run, int64_t unit, int64_t r
             const int64_t x = c * bands->cell, left = na_row_keys(s->g) - x;
             real *result = backward_result(run, sink, unit, z, y, x, &step);
             for (int32_t band = 1; band < bands->count; band++) {
-                const int32_t first = na_band_first(bands, unit, band, run->workers);
+                const int32_t first = run->first_band[unit * bands->count + band];
                 const int32_t place = na_band_place(bands, band, row * bands->row_cells + c, first);
                 if (place >= 0)
                     add_tokens(sink->own + (unit * bands->own + place) * bands->cell * sink->step,
@@ -128,20 +128,22 @@ static void backward_finish(void *context, int64_t worker)
     const natten_axis *axis = run->state->g->axis;
     const int64_t rows = axis[0].key_extent * axis[1].key_extent;
     int64_t counts[3];
-    const int64_t tasks = backward_finish_tasks(run, counts);
-    const int64_t end = tasks * (worker + 1) / run->finishers;
-    for (int64_t i = tasks * worker / run->finishers; i < end; i++)
+    backward_finish_tasks(run, counts);
+    for (na_turn turn = na_turn_of(run->queues, worker); na_turn_next(&turn);) {
+        const int64_t i = turn.task;
         if (i < counts[0])
             backward_finish_row(run, i / rows, i % rows);
         else if (i < counts[0] + counts[1])
             backward_finish_more(run, i - counts[0]);
         else
             backward_finish_bias(run, i - counts[0] - counts[1]);
+    }
 }
 
 /* What all workers share besides the tensors; returns its bytes. */
-static size_t backward_share(backward_run *run, char *base)
+static size_t backward_share(backward_run *run, int64_t most_workers, char *base)
 {
+    enum { SHARED = 4, PARTS = SHARED + 2 * 3 };
     const backward_state *s = run->state;
     const natten_problem *p = run->problem;
     const int64_t units = s->bands->units, items = units * s->bands->count;
@@ -152,25 +154,28 @@ static size_t backward_share(backward_run *run, char *base)
         void *part;
         int64_t count;
         size_t size;
-    } parts[8] = {
+    } parts[PARTS] = {
         {&bias, s->entries ? s->entries * p->heads + VL : 0, sizeof(real)},
-        {&run->d_bias_sums, s->d_bias * items * s->g->group * s->entries, sizeof(double)}};
+        {&run->d_bias_sums, s->d_bias * items * s->g->group * s->entries, sizeof(double)},
+        {&run->queues, 1, na_queues_bytes(most_workers)},
+        {&run->first_band, items, sizeof *run->first_band}};
     for (int i = 0; i < 2; i++) {
         backward_sink *sink = &run->sink[i];
         const int wanted = sink->wanted, more = sink->more_out.data != NULL;
         const int copied =
             wanted && (stored_size(sink->out.dtype) != sizeof(real) || (i == 0 && s->d_key_bias));
-        parts[2 + 3 * i].part = &sink->copy;
-        parts[2 + 3 * i].count = copied * tokens * sink->step;
-        parts[3 + 3 * i].part = &sink->own;
-        parts[3 + 3 * i].count = wanted * units * s->bands->own * s->bands->cell * sink->step;
-        parts[4 + 3 * i].part = &sink->more;
-        parts[4 + 3 * i].count = more * items * s->g->additional * sink->step;
-        for (int j = 2; j < 5; j++)
-            parts[j + 3 * i].size = sizeof(real);
+        parts[SHARED + 3 * i].part = &sink->copy;
+        parts[SHARED + 3 * i].count = copied * tokens * sink->step;
+        parts[SHARED + 1 + 3 * i].part = &sink->own;
+        parts[SHARED + 1 + 3 * i].count =
+            wanted * units * s->bands->own * s->bands->cell * sink->step;
+        parts[SHARED + 2 + 3 * i].part = &sink->more;
+        parts[SHARED + 2 + 3 * i].count = more * items * s->g->additional * sink->step;
+        for (int j = 0; j < 3; j++)
+            parts[SHARED + 3 * i + j].size = sizeof(real);
     }
     size_t at = 0;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < PARTS; i++) {
         const uintptr_t place = parts[i].count && base ? (uintptr_t)base + at : 0;
         memcpy(parts[i].part, &place, sizeof place);
         at += backward_bytes(parts[i].count, parts[i].size);
@@ -216,23 +221,28 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
     run.sink[0].wanted = run.sink[0].out.data || s->d_key_bias;
     run.sink[1].wanted = run.sink[1].out.data != NULL;
     backward_direct(&run);
-    run.workers = na_workers(addresses, s->bands->units * s->bands->count);
-    const size_t shared = backward_share(&run, NULL);
+    const int64_t items = s->bands->units * s->bands->count;
+    const int64_t most = na_workers(addresses, INT64_MAX);
+    run.workers = na_workers(addresses, items);
+    const size_t shared = backward_share(&run, most, NULL);
     char *scratch = na_scratch_take(shared + (size_t)run.workers * s->worker_bytes);
     if (!scratch)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a backward run.");
-    backward_share(&run, scratch);
+    backward_share(&run, most, scratch);
     run.scratch = scratch + shared;
     if (run.bias) {
         const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
         bias_pack(p, &rpb, (real)LOG2_E, (real *)scratch);
     }
+    na_queues_fill(run.queues, run.workers, items);
     na_parallel(addresses, run.workers, backward_work, &run);
     int64_t counts[3];
     const int64_t tasks = backward_finish_tasks(&run, counts);
-    run.finishers = na_workers(addresses, tasks);
-    if (tasks)
-        na_parallel(addresses, run.finishers, backward_finish, &run);
+    if (tasks) {
+        const int64_t finishers = na_workers(addresses, tasks);
+        na_queues_fill(run.queues, finishers, tasks);
+        na_parallel(addresses, finishers, backward_finish, &run);
+    }
     na_scratch_give(scratch);
     return NATTEN_OK;
 }

@@ -37,7 +37,9 @@ typedef struct backward_sink {
 typedef struct backward_run {
     const backward_state *state;
     const natten_problem *problem;
-    int64_t workers, finishers;
+    int64_t workers;
+    na_queues *queues;
+    int32_t *first_band; /* of each item: the first_band of the worker that did it */
     tensor query, key, value, out, lse, more_key, more_value, d_out, d_lse, d_query, d_bias;
     tensor key_bias, d_key_bias;
     backward_sink sink[2]; /* of keys, of values */
@@ -61,7 +63,8 @@ typedef struct backward_worker {
     int fetches;                     /* -1: not known yet */
     ahead keys_ahead, queries_ahead; /* of the next task, of the next tile */
     int64_t unit;
-    int32_t band, first_band;           /* first_band: of those of the unit that this worker does */
+    /* first_band: of those of the unit that this worker has done one after another up to `band` */
+    int32_t band, first_band;
     real *key, *value, *natural;        /* slots: keys and values transposed, keys */
     real *sum[2];                       /* slots: gradients of keys and values */
     real *query, *grad;                 /* of a tile, transposed: times scale and log2(e); d_out */

@@ -383,8 +383,8 @@ static void backward_task(backward_worker *w, int64_t next, int64_t end)
         backward_tile_run(w, i, tiles.end);
 }
 
-/* worker_end: where the worker's tasks end; the next band's first keys are fetched ahead, too. */
-static void backward_band(backward_worker *w, int64_t worker_end)
+/* more: 1 if the band after this one comes next, whose first keys are then fetched ahead, too. */
+static void backward_band(backward_worker *w, int more)
 {
     const backward_run *run = w->run;
     const backward_state *s = run->state;
@@ -396,7 +396,7 @@ static void backward_band(backward_worker *w, int64_t worker_end)
     const int64_t end = na_band_task(s->bands, w->unit, w->band + 1);
     for (int64_t task = na_band_task(s->bands, w->unit, w->band); task < end; task++) {
         w->work = na_work_at(g, task);
-        backward_task(w, task + 1, worker_end);
+        backward_task(w, task + 1, end + more);
     }
     backward_close(w);
 }
@@ -412,15 +412,14 @@ static void backward_work(void *context, int64_t worker)
         w.tags[i] = -1;
     memset(w.held, 0, (size_t)s->g->additional_slot * sizeof *w.held);
     backward_zero_slots(&w, 0, s->g->additional_slot);
-    const int64_t items = s->bands->units * s->bands->count;
-    const int64_t end = items * (worker + 1) / run->workers;
-    const int64_t last = (end - 1) / s->bands->count;
-    const int64_t tasks = na_band_task(s->bands, last, (int32_t)((end - 1) % s->bands->count) + 1);
-    for (int64_t item = items * worker / run->workers; item < end; item++) {
-        w.unit = item / s->bands->count;
-        w.band = (int32_t)(item % s->bands->count);
-        w.first_band = na_band_first(s->bands, w.unit, w.band, run->workers);
-        backward_band(&w, tasks);
+    int64_t before = -1;
+    for (na_turn turn = na_turn_of(run->queues, worker); na_turn_next(&turn); before = turn.task) {
+        w.unit = turn.task / s->bands->count;
+        w.band = (int32_t)(turn.task % s->bands->count);
+        if (w.band == 0 || turn.task != before + 1)
+            w.first_band = w.band;
+        run->first_band[turn.task] = w.first_band;
+        backward_band(&w, na_turn_ahead(&turn) == turn.task + 1);
     }
     vec_fence();
 }

@@ -37,20 +37,10 @@ static inline int64_t na_band_task(const na_bands *bands, int64_t unit, int32_t 
     return unit * bands->unit_tasks + grains * band / bands->count * bands->grain;
 }
 
-/* The first of a unit's bands that the worker who does this one does. Workers share all bands of
- * all units as natten_task says, one after the other. */
-static inline int32_t na_band_first(const na_bands *bands, int64_t unit, int32_t band,
-                                    int64_t workers)
-{
-    const int64_t items = bands->units * bands->count, item = unit * bands->count + band;
-    const int64_t worker = ((item + 1) * workers - 1) / items;
-    const int64_t first = items * worker / workers - unit * bands->count;
-    return first > 0 ? (int32_t)first : 0;
-}
-
-/* Where a band sums up a cell: the number of its own cell; -1: the result's, -2: nowhere. A band
- * that finds all earlier ones done by its own worker adds to the result at once: one sum more is
- * the same as the sum of its own cell, and cheaper. */
+/* Where a band sums up a cell: the number of its own cell; -1: the result's, -2: nowhere. first: of
+ * the bands that its worker has done one after another up to this one. If all earlier ones that add
+ * to the cell are among these, the band adds to the result at once: one sum more is the same as the
+ * sum of its own cell, and cheaper. */
 static inline int32_t na_band_place(const na_bands *bands, int32_t band, int64_t cell,
                                     int32_t first)
 {

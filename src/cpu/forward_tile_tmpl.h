@@ -31,6 +31,7 @@ typedef struct forward_run {
     const forward_state *state;
     const natten_problem *problem;
     int64_t workers;
+    na_queues *queues;
     tensor query, key, value, out, lse, more_key, more_value, key_bias;
     const real *bias; /* times log2(e), NULL: none */
     char *scratch;
@@ -41,7 +42,8 @@ typedef struct forward_run {
 /* One worker's memory. */
 typedef struct forward_worker {
     const forward_run *run;
-    na_work work, next;    /* next: the task after this one; no block: none */
+    na_work work, next;    /* next: the task that will come after this one; no block: not known */
+    int64_t next_task;     /* its number */
     int fetches;           /* -1: not known yet */
     ahead tokens, queries; /* of the next task; of the next tile */
     real *key, *value, *query, *score, *sum, *room;

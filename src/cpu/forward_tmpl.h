@@ -98,12 +98,13 @@ static void forward_pack_more(forward_worker *w)
     }
 }
 
-/* Looks at the task after this one. */
+/* Looks at the task that will come after this one. */
 static void forward_look_ahead(forward_worker *w, int64_t task)
 {
     const na_geometry *g = w->run->state->g;
     const na_tiles tiles = na_work_tiles(g, &w->work);
     w->next = na_work_at(g, task);
+    w->next_task = task;
     w->next_row_count = na_key_rows(g, &w->next, !w->run->dropping.threshold, w->next_rows);
     na_ring_missing(g, &w->next, w->next_rows, w->next_row_count, w->tags, forward_look, w);
     ahead_share(&w->tokens, (int64_t)(tiles.end - tiles.first) * w->key_row_count);
@@ -119,16 +120,15 @@ static void forward_work(void *context, int64_t worker)
     forward_layout(s, &w, run->scratch + (size_t)worker * s->worker_bytes);
     for (int64_t i = 0; i <= g->additional_slot; i++)
         w.tags[i] = -1;
-    const int64_t end = g->tasks * (worker + 1) / run->workers;
-    for (int64_t task = g->tasks * worker / run->workers; task < end; task++) {
-        if (w.next.block) {
+    for (na_turn turn = na_turn_of(run->queues, worker); na_turn_next(&turn);) {
+        if (w.next.block && w.next_task == turn.task) {
             na_key_row *rows = w.key_rows;
             w.work = w.next;
             w.key_rows = w.next_rows;
             w.key_row_count = w.next_row_count;
             w.next_rows = rows;
         } else {
-            w.work = na_work_at(g, task);
+            w.work = na_work_at(g, turn.task);
             w.key_row_count = na_key_rows(g, &w.work, !run->dropping.threshold, w.key_rows);
         }
         if (w.fetches < 0)
@@ -138,8 +138,9 @@ static void forward_work(void *context, int64_t worker)
         forward_pack_more(&w);
         w.next.block = NULL;
         ahead_clear(&w.tokens);
-        if (w.fetches && task + 1 < end)
-            forward_look_ahead(&w, task + 1);
+        const int64_t ahead = na_turn_ahead(&turn);
+        if (w.fetches && ahead >= 0)
+            forward_look_ahead(&w, ahead);
         const na_tiles tiles = na_work_tiles(g, &w.work);
         for (int i = tiles.first; i < tiles.end; i++)
             forward_tile_run(&w, i);
@@ -167,10 +168,13 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     run.stream = run.direct && tensor_streams(&run.out, s->channels);
     run.workers = na_workers(addresses, s->g->tasks);
     const size_t bias = aligned_bytes((size_t)(s->bias_head * p->heads + VL) * sizeof(real));
-    char *scratch = na_scratch_take(bias + (size_t)run.workers * s->worker_bytes);
+    const size_t queues = na_queues_bytes(run.workers);
+    char *scratch = na_scratch_take(bias + queues + (size_t)run.workers * s->worker_bytes);
     if (!scratch)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a forward run.");
-    run.scratch = scratch + bias;
+    run.queues = (na_queues *)(void *)(scratch + bias);
+    na_queues_fill(run.queues, run.workers, s->g->tasks);
+    run.scratch = scratch + bias + queues;
     if (s->bias_head) {
         const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
         bias_pack(p, &rpb, (real)LOG2_E, (real *)scratch);

@@ -13,6 +13,7 @@
 #include "cpu/cpuid.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
+#include "cpu/queue.h"
 #include "cpu/simd.h"
 #include "cpu/threads.h"
 #include "cpu/tiles.h"

@@ -81,6 +81,7 @@ typedef struct scattered {
     int64_t more_sums, bias_head, bias_sums; /* sums of a share: bias_sums of a group's heads */
     double *sums;                            /* [pair][share][more_sums + bias_sums] */
     int64_t workers;
+    na_queues *queues;
     char *memory;
     size_t bytes;
 } scattered;
@@ -365,9 +366,8 @@ static void scatter_task(void *context, int64_t number)
     pieces memory = {s->memory + (size_t)number * s->bytes, 0};
     scatter_worker w = scatter_worker_of(s, &memory);
     const int64_t shares = share_units(s), units = box_units(s) + shares;
-    const int64_t end = (number + 1) * units / s->workers;
-    for (int64_t unit = number * units / s->workers; unit < end; unit++) {
-        const int64_t before = unit * shares / units;
+    for (na_turn turn = na_turn_of(s->queues, number); na_turn_next(&turn);) {
+        const int64_t unit = turn.task, before = unit * shares / units;
         if ((unit + 1) * shares / units > before)
             run_share(&w, before);
         else

@@ -10,8 +10,8 @@
 int64_t na_workers(const natten_run *run, int64_t tasks);
 
 /* Calls task(context, w) for every worker 0 <= w < workers and waits for all. Callable from several
- * threads and from inside a forked child. Kernels give worker w the tasks [w * n / workers, (w + 1)
- * * n / workers): neighbours stay together, and no result may depend on the number of workers. */
+ * threads and from inside a forked child. Which tasks a worker does says queue.h; no result may
+ * depend on that, or on the number of workers. */
 void na_parallel(const natten_run *run, int64_t workers, natten_task task, void *context);
 
 #endif

@@ -122,6 +122,8 @@ static size_t unfused_layout(unfused_parts *x, char *memory)
     x->s.sums =
         piece(&all, share_units(&x->s) * (x->s.more_sums + x->s.bias_sums), sizeof *x->s.sums);
     x->room = piece(&all, padded(x->s.depth) + VL, sizeof(real));
+    x->u.queues = piece(&all, 1, na_queues_bytes(x->u.workers));
+    x->s.queues = piece(&all, 1, na_queues_bytes(x->s.workers));
     x->u.memory = x->s.memory = piece(&all, 1, moving > scattering ? moving : scattering);
     return all.used;
 }
@@ -142,10 +144,14 @@ static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
         x.u.bias = x.bias;
         x.u.bias_head = na_bias_entries(p);
     }
-    if (x.moves)
+    if (x.moves) {
+        na_queues_fill(x.u.queues, x.u.workers, x.u.geometry->tasks);
         na_parallel(run, x.u.workers, x.u.key_depth ? score_task : gather_task, &x.u);
-    if (x.scatters)
+    }
+    if (x.scatters) {
+        na_queues_fill(x.s.queues, x.s.workers, box_units(&x.s) + share_units(&x.s));
         na_parallel(run, x.s.workers, scatter_task, &x.s);
+    }
     if (x.s.more_sums)
         store_more(&x.s, x.room);
     if (x.s.bias_sums)

@@ -21,6 +21,7 @@ typedef struct unfused {
     const real *bias;  /* score: [head][2K-1]... or NULL */
     int64_t bias_head; /* reals of one head's bias */
     int64_t workers;
+    na_queues *queues;
     int stream;        /* gather: outputs may be written past the caches */
     int64_t key_depth; /* score: between channels of packed keys */
     int64_t slot_step; /* reals of a slot of packed keys */
@@ -291,9 +292,10 @@ static void run_tasks(const unfused *u, int64_t number, int transposed)
     worker w = transposed ? score_worker(u, &memory) : gather_worker(u, &memory);
     for (int64_t i = 0; i < g->additional_slot; i++)
         w.tags[i] = -1;
-    const int64_t end = (number + 1) * g->tasks / u->workers;
-    for (int64_t task = number * g->tasks / u->workers; task < end; task++) {
-        const na_work work = na_work_at(g, task), next = na_work_at(g, task + (task + 1 < end));
+    for (na_turn turn = na_turn_of(u->queues, number); na_turn_next(&turn);) {
+        const int64_t ahead = na_turn_ahead(&turn);
+        const na_work work = na_work_at(g, turn.task);
+        const na_work next = na_work_at(g, ahead >= 0 ? ahead : turn.task);
         const int row_count = pack_keys(&w, &work, transposed);
         tile t = tile_of_task(g, &work);
         const na_tiles tiles = na_work_tiles(g, &work), next_tiles = na_work_tiles(g, &next);
