@@ -68,15 +68,26 @@ static void test_others_help(void)
     free(q);
 }
 
-/* A worker's own tasks come in order, those of others from the back. */
+static void expect_order(na_turn *turn, const int64_t *order, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        CHECK(na_turn_next(turn) && turn->task == order[i]);
+    CHECK(!na_turn_next(turn));
+}
+
+/* A worker's own tasks come in order, then those of others: from the back if these are there. */
 static void test_order(void)
 {
+    static const int64_t halves[] = {4, 5, 6, 7, 2, 3, 1, 0}, alone[] = {4, 5, 6, 7, 0, 1, 2, 3};
     na_queues *q = make(2, 8);
-    static const int64_t order[] = {4, 5, 6, 7, 2, 3, 1, 0};
-    na_turn turn = na_turn_of(q, 1);
-    for (size_t i = 0; i < sizeof order / sizeof *order; i++)
-        CHECK(na_turn_next(&turn) && turn.task == order[i]);
-    CHECK(!na_turn_next(&turn));
+    na_turn other = na_turn_of(q, 0), turn = na_turn_of(q, 1);
+    expect_order(&turn, halves, 8);
+    CHECK(!na_turn_next(&other));
+    na_queues_fill(q, 2, 8);
+    turn = na_turn_of(q, 1);
+    expect_order(&turn, alone, 8);
+    other = na_turn_of(q, 0);
+    CHECK(!na_turn_next(&other));
     free(q);
 }
 

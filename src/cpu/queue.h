@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * Who does which task of a list. Each worker begins with a run of neighbours, which share packed
- * keys; who has done all of his takes the back half of the longest run that is left (work stealing:
- * Blumofe and Leiserson, 1999). So a slow processor, or one that is taken away for a while, holds
- * nobody up for longer than a task takes. No result may depend on who does what. */
+ * keys; who has done all of his takes the back half of the longest run that is left, or all of it
+ * if its worker has not begun (work stealing: Blumofe and Leiserson, 1999). So a slow processor, or
+ * one that is taken away for a while, holds nobody up for longer than a task takes. No result may
+ * depend on who does what. */
 #ifndef NATTEN_CPU_QUEUE_H
 #define NATTEN_CPU_QUEUE_H
 
