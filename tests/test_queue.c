@@ -4,7 +4,6 @@
 #include <stdlib.h>
 
 #include "cpu/queue.h"
-#include "cpu/threads.h"
 #include "unit.h"
 
 enum { WORKERS = 7, TASKS = 1000 };
@@ -41,8 +40,8 @@ static void test_each_once(void)
         for (int64_t workers = 1; workers <= WORKERS; workers++) {
             tally *t = calloc(1, sizeof *t);
             CHECK(t);
-            t->queues = make(workers, counts[c]);
-            na_parallel(&run, workers, do_tasks, t);
+            t->queues = make(workers, 0);
+            na_parallel_tasks(&run, t->queues, workers, counts[c], do_tasks, t);
             for (int i = 0; i < TASKS; i++)
                 CHECK(atomic_load(&t->done[i]) == (i < counts[c]));
             free(t->queues);

@@ -110,15 +110,14 @@ static natten_status run_plan(const natten_plan *plan, const natten_run *address
     run.sign = p->scale < 0 ? 0x80008000 : 0;
     run.stream = streams(s, &run.out);
     const int64_t tasks = s->strips.strips * s->heads;
-    run.workers = na_workers(addresses, tasks);
-    const size_t queues = na_queues_bytes(run.workers);
-    char *scratch = na_scratch_take(queues + (size_t)run.workers * s->worker_bytes);
+    const int64_t workers = na_workers(addresses, tasks);
+    const size_t queues = na_queues_bytes(workers);
+    char *scratch = na_scratch_take(queues + (size_t)workers * s->worker_bytes);
     if (!scratch)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a forward run.");
     run.queues = (na_queues *)(void *)scratch;
-    na_queues_fill(run.queues, run.workers, tasks);
     run.scratch = scratch + queues;
-    na_parallel(addresses, run.workers, work, &run);
+    na_parallel_tasks(addresses, run.queues, workers, tasks, work, &run);
     na_scratch_give(scratch);
     return NATTEN_OK;
 }

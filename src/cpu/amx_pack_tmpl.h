@@ -18,7 +18,7 @@ typedef struct amx_state {
 /* What all workers share. */
 typedef struct amx_run {
     const amx_state *state;
-    int64_t workers, kv_heads;
+    int64_t kv_heads;
     na_queues *queues;
     tensor query, key, value, out, lse;
     float scale;   /* times log2(e), not negative: */

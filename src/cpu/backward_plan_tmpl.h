@@ -223,9 +223,9 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
     backward_direct(&run);
     const int64_t items = s->bands->units * s->bands->count;
     const int64_t most = na_workers(addresses, INT64_MAX);
-    run.workers = na_workers(addresses, items);
+    const int64_t workers = na_workers(addresses, items);
     const size_t shared = backward_share(&run, most, NULL);
-    char *scratch = na_scratch_take(shared + (size_t)run.workers * s->worker_bytes);
+    char *scratch = na_scratch_take(shared + (size_t)workers * s->worker_bytes);
     if (!scratch)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a backward run.");
     backward_share(&run, most, scratch);
@@ -234,14 +234,12 @@ static natten_status backward_run_plan(const natten_plan *plan, const natten_run
         const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
         bias_pack(p, &rpb, (real)LOG2_E, (real *)scratch);
     }
-    na_queues_fill(run.queues, run.workers, items);
-    na_parallel(addresses, run.workers, backward_work, &run);
+    na_parallel_tasks(addresses, run.queues, workers, items, backward_work, &run);
     int64_t counts[3];
     const int64_t tasks = backward_finish_tasks(&run, counts);
     if (tasks) {
         const int64_t finishers = na_workers(addresses, tasks);
-        na_queues_fill(run.queues, finishers, tasks);
-        na_parallel(addresses, finishers, backward_finish, &run);
+        na_parallel_tasks(addresses, run.queues, finishers, tasks, backward_finish, &run);
     }
     na_scratch_give(scratch);
     return NATTEN_OK;

@@ -37,7 +37,6 @@ typedef struct backward_sink {
 typedef struct backward_run {
     const backward_state *state;
     const natten_problem *problem;
-    int64_t workers;
     na_queues *queues;
     int32_t *first_band; /* of each item: the first_band of the worker that did it */
     tensor query, key, value, out, lse, more_key, more_value, d_out, d_lse, d_query, d_bias;

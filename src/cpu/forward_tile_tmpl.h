@@ -30,7 +30,6 @@ typedef struct forward_state {
 typedef struct forward_run {
     const forward_state *state;
     const natten_problem *problem;
-    int64_t workers;
     na_queues *queues;
     tensor query, key, value, out, lse, more_key, more_value, key_bias;
     const real *bias; /* times log2(e), NULL: none */

@@ -166,21 +166,20 @@ static natten_status forward_run_plan(const natten_plan *plan, const natten_run 
     run.direct =
         stored_size((int)p->dtype) == sizeof(out_real) && (PER_REAL == 1 || s->channels % VL == 0);
     run.stream = run.direct && tensor_streams(&run.out, s->channels);
-    run.workers = na_workers(addresses, s->g->tasks);
+    const int64_t workers = na_workers(addresses, s->g->tasks);
     const size_t bias = aligned_bytes((size_t)(s->bias_head * p->heads + VL) * sizeof(real));
-    const size_t queues = na_queues_bytes(run.workers);
-    char *scratch = na_scratch_take(bias + queues + (size_t)run.workers * s->worker_bytes);
+    const size_t queues = na_queues_bytes(workers);
+    char *scratch = na_scratch_take(bias + queues + (size_t)workers * s->worker_bytes);
     if (!scratch)
         return na_fail(NATTEN_ERROR_MEMORY, "No memory for the scratch of a forward run.");
     run.queues = (na_queues *)(void *)(scratch + bias);
-    na_queues_fill(run.queues, run.workers, s->g->tasks);
     run.scratch = scratch + bias + queues;
     if (s->bias_head) {
         const tensor rpb = tensor_of(p, addresses, NATTEN_RPB);
         bias_pack(p, &rpb, (real)LOG2_E, (real *)scratch);
         run.bias = (real *)scratch;
     }
-    na_parallel(addresses, run.workers, forward_work, &run);
+    na_parallel_tasks(addresses, run.queues, workers, s->g->tasks, forward_work, &run);
     na_scratch_give(scratch);
     return NATTEN_OK;
 }

@@ -3,6 +3,8 @@
 
 #include <stdatomic.h>
 
+#include "cpu/threads.h"
+
 /* A worker's run, on a cache line of its own. */
 typedef struct queue {
     _Alignas(64) atomic_uint_fast64_t left; /* of it, in pieces: first << 32 | end */
@@ -36,6 +38,13 @@ void na_queues_fill(na_queues *q, int64_t workers, int64_t tasks)
                                            (uint64_t)(pieces * (w + 1) / workers)));
         atomic_init(&q->of[w].begun, 0);
     }
+}
+
+void na_parallel_tasks(const natten_run *run, na_queues *queues, int64_t workers, int64_t tasks,
+                       natten_task body, void *context)
+{
+    na_queues_fill(queues, workers, tasks);
+    na_parallel(run, workers, body, context);
 }
 
 na_turn na_turn_of(na_queues *queues, int64_t worker)

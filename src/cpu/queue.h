@@ -7,8 +7,7 @@
 #ifndef NATTEN_CPU_QUEUE_H
 #define NATTEN_CPU_QUEUE_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "natten.h"
 
 typedef struct na_queues na_queues;
 
@@ -17,6 +16,10 @@ size_t na_queues_bytes(int64_t workers);
 
 /* Shares tasks 0 to tasks - 1 out; the queues are memory aligned to 64. */
 void na_queues_fill(na_queues *queues, int64_t workers, int64_t tasks);
+
+/* Fills the queues and calls body(context, w) for every worker 0 <= w < workers, as na_parallel. */
+void na_parallel_tasks(const natten_run *run, na_queues *queues, int64_t workers, int64_t tasks,
+                       natten_task body, void *context);
 
 /* A worker on his way through his tasks. */
 typedef struct na_turn {

@@ -144,14 +144,12 @@ static natten_status unfused_run(const natten_plan *plan, const natten_run *run)
         x.u.bias = x.bias;
         x.u.bias_head = na_bias_entries(p);
     }
-    if (x.moves) {
-        na_queues_fill(x.u.queues, x.u.workers, x.u.geometry->tasks);
-        na_parallel(run, x.u.workers, x.u.key_depth ? score_task : gather_task, &x.u);
-    }
-    if (x.scatters) {
-        na_queues_fill(x.s.queues, x.s.workers, box_units(&x.s) + share_units(&x.s));
-        na_parallel(run, x.s.workers, scatter_task, &x.s);
-    }
+    if (x.moves)
+        na_parallel_tasks(run, x.u.queues, x.u.workers, x.u.geometry->tasks,
+                          x.u.key_depth ? score_task : gather_task, &x.u);
+    if (x.scatters)
+        na_parallel_tasks(run, x.s.queues, x.s.workers, box_units(&x.s) + share_units(&x.s),
+                          scatter_task, &x.s);
     if (x.s.more_sums)
         store_more(&x.s, x.room);
     if (x.s.bias_sums)
